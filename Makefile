@@ -1,0 +1,73 @@
+# Every target that needs it makes and refreshes .venv itself. `make test` is what CI runs.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Processes of the suites that mostly wait for servers.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+# `make -j test` keeps the order in which the suites are named.
+.NOTPARALLEL:
+.PHONY: help setup test lint types imports unit integration fault e2e format demo dev clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install into .venv what is missing (the other targets do it themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "Installing the packages of constraints.txt into .venv (the first time takes about two minutes)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt hatchling
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[local,dev]'
+	@touch $@
+
+test: lint types imports unit integration fault e2e ## everything, exactly what CI runs: lint, types, imports, then the four suites
+
+lint: $(STAMP) ## ruff: rules and format
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . | grep -E '^ +--> ' ; echo "Not formatted: run 'make format'." >&2; exit 1; }
+
+types: $(STAMP) ## mypy, strict
+	@echo "== types"
+	@$(BIN)/mypy
+
+imports: $(STAMP) ## who may import whom (import-linter)
+	@echo "== imports"
+	@$(BIN)/lint-imports --no-logo
+
+# A folder without a test would end pytest with exit code 5.
+define suite
+	@echo "== $@"
+	@if [ -n "$$(find tests/$@ -name 'test_*.py' 2>/dev/null | head -1)" ]; then $(BIN)/python -m pytest tests/$@ $(1); else echo "tests/$@ has no test yet"; fi
+endef
+
+unit: $(STAMP) ## the unit tests: seconds, no server
+	$(call suite)
+
+integration: $(STAMP) ## a real Temporal server, the simulator over HTTP, Dagster in process
+	$(call suite,-n $(WORKERS))
+
+fault: $(STAMP) ## one file per failure: kills, lost replies, full disks
+	$(call suite,-n $(WORKERS))
+
+e2e: $(STAMP) ## the product as a person meets it
+	$(call suite)
+
+format: $(STAMP) ## let ruff sort imports, fix and format
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+demo: $(STAMP) ## 300 real reviews, summarized and labelled: the simulator's answers unless ANTHROPIC_API_KEY is set
+	@$(BIN)/claude-batch demo
+
+# A shell started in the background ignores SIGINT and hands that on; --default-signal (GNU) takes it back.
+dev: $(STAMP) ## the Dagster UI with everything it needs, until Ctrl-C
+	@if env --default-signal=INT,TERM true 2>/dev/null; then exec env --default-signal=INT,TERM $(BIN)/claude-batch dev; else exec $(BIN)/claude-batch dev; fi
+
+clean: ## remove .venv, caches and builds; data and .claude_batch stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find claude_batch_dagster temporal_worker tests -name __pycache__ -type d -prune -exec rm -rf {} +
