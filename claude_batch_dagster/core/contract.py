@@ -1,0 +1,306 @@
+"""What crosses Temporal: names, inputs and results. References and counts only, never a row, a prompt or an answer.
+
+Both sides import this file; a new field gets a default, so that a workflow started by an older version goes on.
+"""
+
+from dataclasses import dataclass, field
+
+from claude_batch_dagster.core.submission import Mode
+
+WORKFLOW_TYPE = "BatchRunWorkflow"
+PROGRESS_QUERY = "progress"
+DEFAULT_TASK_QUEUE = "claude-batch"
+WORKFLOW_ID_PREFIX = "claude-batch/"
+
+
+def workflow_id(run_id: str) -> str:
+    """Return the id under which a run's workflow is started, once per run."""
+    return f"{WORKFLOW_ID_PREFIX}{run_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveShard:
+    """A shard whose batch is known and not yet collected."""
+
+    shard: int
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedShard:
+    """A shard that waits for a person."""
+
+    shard: int
+    question: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What became of requests, and what they used.
+
+    Attributes:
+        by_outcome: Requests by outcome (succeeded, refused, ...).
+        retryable: How many of them a further round would ask again.
+        input_tokens: Total input less cache reads and writes.
+        cost_nano_usd: Of the answers whose model has a price.
+        unpriced: Answers whose model has none: their cost is unknown, not zero.
+    """
+
+    by_outcome: dict[str, int] = field(default_factory=dict)
+    retryable: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_nano_usd: int = 0
+    unpriced: int = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Return the sum."""
+        outcomes = {name: self.by_outcome.get(name, 0) + other.by_outcome.get(name, 0) for name in (*self.by_outcome, *other.by_outcome)}
+        return Counts(
+            by_outcome=outcomes,
+            retryable=self.retryable + other.retryable,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            cost_nano_usd=self.cost_nano_usd + other.cost_nano_usd,
+            unpriced=self.unpriced + other.unpriced,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run stands, as continue-as-new hands it on.
+
+    Attributes:
+        round: The round that is being worked on, from 1.
+        next_shard: The first shard of it that was not given to `submit` yet.
+        shards: How many shards the round has.
+        live: Shards whose batch is known and not collected.
+        parked: Shards that wait for a person.
+        submitted: Batches known so far, over all rounds.
+        collected: Batches collected so far, over all rounds.
+        counts: Of what was collected.
+        failure: Why nothing more is sent, None while all is well.
+    """
+
+    round: int = 1
+    next_shard: int = 0
+    shards: int = 0
+    live: tuple[LiveShard, ...] = ()
+    parked: tuple[ParkedShard, ...] = ()
+    submitted: int = 0
+    collected: int = 0
+    counts: Counts = Counts()
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInput:
+    """Input of the workflow.
+
+    Attributes:
+        root: URI of the root.
+        number: The run's number in the plan log ("batch run r42").
+        run_id: UUIDv7, the plan's own.
+        mode: `drain` buys nothing: it settles what is open and finishes the run.
+        state: Set by continue-as-new only.
+        events_before_continue: History events after which the run continues as new.
+    """
+
+    root: str
+    number: int
+    run_id: str
+    mode: Mode = Mode.RUN
+    state: RunState | None = None
+    events_before_continue: int = 4_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """Result of the workflow; `done/{n}.json` says the same at more length.
+
+    Attributes:
+        outcome: finished | canceled | failed.
+    """
+
+    outcome: str
+    counts: Counts = Counts()
+    batches: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Answer of the `progress` query.
+
+    Attributes:
+        round: The current round, from 1.
+        shards: Shards of this round.
+        submitted: Batches known, over all rounds.
+        collected: Batches collected, over all rounds.
+        in_progress: Batches submitted and not collected.
+        counts: Of what was collected.
+        parked: Shards that wait for a person.
+        note: One sentence on what the run does now.
+    """
+
+    round: int = 1
+    shards: int = 0
+    submitted: int = 0
+    collected: int = 0
+    in_progress: int = 0
+    counts: Counts = Counts()
+    parked: tuple[ParkedShard, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenInput:
+    """Input of `open_run`."""
+
+    root: str
+    number: int
+    run_id: str
+    mode: Mode = Mode.RUN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRun:
+    """Result of `open_run`.
+
+    Attributes:
+        report: Set where `done/{n}.json` exists already: there is nothing to do.
+        round: The round to work on: the last one that has a record.
+        shards: How many shards that round has.
+        requests: Requests that the run owns.
+        max_in_flight_batches: How many shards may be submitted and not collected at once.
+        failure: Set where nothing may be sent (the key is refused, a model is unknown): the run finishes as failed.
+    """
+
+    report: RunReport | None = None
+    round: int = 1
+    shards: int = 0
+    requests: int = 0
+    max_in_flight_batches: int = 1
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInput:
+    """Input of `submit`: one shard of one round."""
+
+    root: str
+    number: int
+    run_id: str
+    round: int
+    shard: int
+    mode: Mode = Mode.RUN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """Result of `submit`: exactly one of the three is set.
+
+    Attributes:
+        batch_id: The shard's batch, waiting to be seen through.
+        closed: The shard is settled, for this CloseReason.
+        question: What a person has to decide.
+    """
+
+    batch_id: str | None = None
+    closed: str | None = None
+    question: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchInput:
+    """Input of `see_through`: one batch to poll to its end and collect."""
+
+    root: str
+    number: int
+    run_id: str
+    round: int
+    shard: int
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelInput:
+    """Input of `cancel_batches`."""
+
+    root: str
+    batch_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseInput:
+    """Input of `close_shards`: every shard of a round from `first` on.
+
+    Attributes:
+        reason: drained | canceled: for shards of which nothing lives at the vendor.
+        abandon_unknown: Whether a POST whose end nobody saw is given up (closed as abandoned).
+    """
+
+    root: str
+    number: int
+    run_id: str
+    round: int
+    first: int
+    reason: str
+    abandon_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedShards:
+    """Result of `close_shards`: what could not be closed.
+
+    Attributes:
+        live: Shards that have a batch after all: see them through.
+        parked: Shards with a POST whose end nobody saw.
+    """
+
+    live: tuple[LiveShard, ...] = ()
+    parked: tuple[ParkedShard, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundInput:
+    """Input of `open_round`: decide what the round asks again.
+
+    Attributes:
+        round: The round to open, from 2.
+        empty: Open it empty whatever could be asked again: the run ends.
+    """
+
+    root: str
+    number: int
+    run_id: str
+    round: int
+    empty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRound:
+    """Result of `open_round`; no shards means that the run is over."""
+
+    shards: int = 0
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishInput:
+    """Input of `finish_run`.
+
+    Attributes:
+        outcome: finished | canceled | failed.
+        error: Why, where it failed.
+    """
+
+    root: str
+    number: int
+    run_id: str
+    outcome: str
+    error: str | None = None

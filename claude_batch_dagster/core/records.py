@@ -1,0 +1,139 @@
+"""The records of a root, as they lie in its JSON files. A record is written whole, once, and never changed."""
+
+import msgspec
+
+
+class RootRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`root.json`: what this root is for, pinned by its first planner."""
+
+    root_id: str
+    endpoint: str
+    temporal_namespace: str
+    format: int = 1
+
+
+class WorkspaceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`workspace.json`: the vendor's workspace, pinned by the first reply that a worker got."""
+
+    workspace_id: str
+    format: int = 1
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """Who admitted a plan: for people."""
+
+    host: str
+    pid: int
+    dagster_run_id: str | None = None
+
+
+class TaskRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A task of a plan: its name is the asset key's last part, its key names `tasks/{task_key}.json`."""
+
+    name: str
+    task_key: str
+
+
+class SourceRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The source as it was planned; `fingerprint` covers the files and their content."""
+
+    uri: str
+    fingerprint: str
+
+
+class KeysRef(msgspec.Struct, frozen=True, kw_only=True):
+    """`plans/{run_id}/keys.parquet`: the requests that the run owns."""
+
+    path: str
+    sha256: str
+    count: int
+
+
+class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A staged POST body. Its place in the list is the shard's number, from 0.
+
+    Attributes:
+        path: Below the root.
+        sha256: Of the body, hex.
+        requests: In the body, 1 to 100,000.
+        body_bytes: The file's size, which is the Content-Length.
+        worst_nano_usd: The shard's part of the worst case, None where the model has no price.
+    """
+
+    path: str
+    sha256: str
+    requests: int
+    body_bytes: int
+    worst_nano_usd: int | None = None
+
+
+class CostRange(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan may cost; None where the model has no price. `cap` is what its owner allowed, None for no cap."""
+
+    expected: int | None
+    worst: int | None
+    cap: int | None = None
+
+
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """`log/{number}.json`: an admitted plan. From here until `done/{number}.json` its keys are its own."""
+
+    run_id: str
+    number: int
+    admitted_at: str
+    endpoint: str
+    owner: Owner
+    tasks: tuple[TaskRef, ...]
+    source: SourceRef
+    keys: KeysRef
+    shards: tuple[ShardRef, ...]
+    cost_nano_usd: CostRange
+    max_attempts: int
+    max_in_flight_batches: int
+    format: int = 1
+
+    @property
+    def label(self) -> str:
+        """What people call the run: `r42`."""
+        return f"r{self.number}"
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`rounds/{run_id}/{round}.json`, from 2: the shards that are asked again; an empty one ends the run."""
+
+    round: int
+    shards: tuple[ShardRef, ...]
+    format: int = 1
+
+
+class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model used in a run; requests over 100,000 prompt tokens are apart, since some models price them apart."""
+
+    model: str
+    over_100k: bool
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_nano_usd: int | None
+
+
+class DoneRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`done/{number}.json`: the run is over and its answers are in the store. Written after them.
+
+    Attributes:
+        outcome: finished | canceled | failed.
+        rows: Requests that the run owned, by what became of them; they add up to `keys.count`.
+        cost_nano_usd: None where a model without a price answered.
+    """
+
+    run_id: str
+    finished_at: str
+    outcome: str
+    rows: dict[str, int]
+    batches: int
+    usage: tuple[ModelUsage, ...]
+    cost_nano_usd: int | None
+    error: str | None = None
+    format: int = 1

@@ -1,0 +1,340 @@
+"""Decodes result lines of a Message Batch: what Claude answered to one request, by the type of the result.
+
+The `type` is dispatched on here: the vendor's SDK builds a type that it does not know as a success without a message.
+Source: platform.claude.com batch processing, "Retrieve batch results"; `anthropic` 2.12.0 types (checked 2026-11-22).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
+
+import jsonschema_rs
+import msgspec
+
+from claude_batch_dagster.core.outcome import Outcome
+
+LONG_PROMPT_TOKENS = 100_000
+"""Prompts above this many tokens are priced apart by some models."""
+COMPLETE_STOPS = frozenset({"end_turn", "stop_sequence"})
+TRUNCATED_STOPS = frozenset({"max_tokens", "model_context_window_exceeded"})
+MAX_MESSAGE_CHARS = 500
+
+T = TypeVar("T")
+
+
+class PriceUsage(Protocol):
+    """Returns the price of one answer in nano-USD at batch price, None for a model without a price."""
+
+    def __call__(
+        self,
+        model: str,
+        *,
+        input_tokens: int,
+        output_tokens: int,
+        cache_read_tokens: int,
+        cache_write_5m_tokens: int,
+        cache_write_1h_tokens: int,
+    ) -> int | None:
+        """Price one answer's usage; `input_tokens` is what was not read from or written to a cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What became of one request.
+
+    Attributes:
+        request_key: 16 bytes.
+        outcome: A word of `Outcome`.
+        answer: The compact JSON text of a structured answer, else plain text; None unless succeeded.
+        stop_reason: The vendor's word, None where no message came.
+        error: `{type}: {message}`, None where succeeded. Only the type decides what becomes of the request.
+        model: As the vendor names it, None where no message came.
+        input_tokens: Prompt less cache reads and writes.
+        max_tokens: What the request allowed, thinking included.
+        cost_nano_usd: None where the model has no price; 0 where nothing is billed.
+    """
+
+    request_key: bytes
+    outcome: str
+    answer: str | None = None
+    stop_reason: str | None = None
+    error: str | None = None
+    model: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    max_tokens: int = 0
+    cost_nano_usd: int | None = 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        """Tokens written to caches of either lifetime."""
+        return self.cache_write_5m_tokens + self.cache_write_1h_tokens
+
+    @property
+    def over_100k(self) -> bool:
+        """Whether the whole prompt, caches included, exceeds 100,000 tokens."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens > LONG_PROMPT_TOKENS
+
+
+class ResultLine(msgspec.Struct, frozen=True):
+    """One line of a results file: whose it is, and its result, not yet decoded."""
+
+    custom_id: str
+    result: msgspec.Raw
+
+
+def read_result_line(line: bytes) -> ResultLine:
+    """Split a line; raise ValueError where it is no result of any request."""
+    try:
+        return _decode_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = _load_leniently(line)
+    if not isinstance(found, dict) or not isinstance(found.get("custom_id"), str) or "result" not in found:
+        raise ValueError("a line without custom_id and result")
+    return ResultLine(found["custom_id"], msgspec.Raw(msgspec.json.encode(found["result"])))
+
+
+class Decoder:
+    """Decodes the results of one task. Build it once a task: it compiles the schema.
+
+    Args:
+        document: The task's canonical document, as in `tasks/{task_key}.json`.
+        price_usage: What an answer costs.
+    """
+
+    def __init__(self, document: Mapping[str, object], price_usage: PriceUsage) -> None:
+        self._schema = cast("dict[str, object] | None", document.get("schema")) or {}
+        self._validator = jsonschema_rs.validator_for(self._schema, offline=True) if self._schema else None
+        self._max_tokens = cast(int, document.get("max_tokens", 0))
+        self._price_usage = price_usage
+
+    def decode_result(self, request_key: bytes, result: bytes | msgspec.Raw) -> Response:
+        """Return what became of a request.
+
+        Args:
+            request_key: 16 bytes.
+            result: The line's `result`; whatever is wrong with it becomes the outcome `errored`, never an exception.
+        """
+        try:
+            found = _read_result(result)
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, msgspec.ValidationError) else "not JSON"
+            return self._without_answer(request_key, Outcome.ERRORED, f"unreadable_result: {reason}")
+        match found:
+            case _Succeeded(message=message):
+                return self._decode_message(request_key, message)
+            case _Errored(error=outer):
+                inner = outer.error or outer
+                return self._without_answer(request_key, Outcome.ERRORED, f"{inner.type}: {inner.message[:MAX_MESSAGE_CHARS]}")
+            case _Tagged(type="expired"):
+                return self._without_answer(request_key, Outcome.EXPIRED, "expired: the batch ended before this request was processed")
+            case _Tagged(type="canceled"):
+                return self._without_answer(request_key, Outcome.CANCELED, "canceled: the batch was canceled before this request's turn")
+            case _Tagged(type=kind):
+                return self._without_answer(request_key, Outcome.ERRORED, f"unknown_result_type: {kind[:64]}")
+
+    def missing_result(self, request_key: bytes, why: str) -> Response:
+        """Return the response of a request that the results do not speak of."""
+        return self._without_answer(request_key, Outcome.ERRORED, f"result_missing: {why}")
+
+    def _without_answer(self, request_key: bytes, outcome: Outcome, error: str) -> Response:
+        return Response(request_key=request_key, outcome=outcome, error=error, max_tokens=self._max_tokens)
+
+    def _decode_message(self, request_key: bytes, message: "_Message") -> Response:
+        verdict = self._judge(message)
+        usage = message.usage
+        written = usage.cache_creation_input_tokens or 0
+        written_1h = min(written, usage.cache_creation.ephemeral_1h_input_tokens if usage.cache_creation else 0)
+        read = usage.cache_read_input_tokens or 0
+        return Response(
+            request_key=request_key,
+            outcome=verdict.outcome,
+            answer=verdict.answer,
+            stop_reason=message.stop_reason,
+            error=verdict.error,
+            model=message.model,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=read,
+            cache_write_5m_tokens=written - written_1h,
+            cache_write_1h_tokens=written_1h,
+            max_tokens=self._max_tokens,
+            cost_nano_usd=self._price_usage(
+                message.model,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=read,
+                cache_write_5m_tokens=written - written_1h,
+                cache_write_1h_tokens=written_1h,
+            ),
+        )
+
+    def _judge(self, message: "_Message") -> "_Verdict":
+        stop = message.stop_reason
+        if stop == "refusal":
+            category = message.stop_details.category if message.stop_details else None
+            return _Verdict(Outcome.REFUSED, error=f"refusal: {category or 'no category given'}")
+        if stop in TRUNCATED_STOPS:
+            return _Verdict(Outcome.TRUNCATED, error=f"{stop}: the answer was cut after {message.usage.output_tokens:,} output tokens")
+        if stop not in COMPLETE_STOPS:
+            return _Verdict(Outcome.INVALID, error=f"stop_reason: {stop} is no complete answer")
+        text = "".join(block.text for block in message.content if block.type == "text" and block.text is not None)
+        if self._validator is None:
+            if not text.strip():
+                return _Verdict(Outcome.INVALID, error="empty_answer: no text came")
+            return _Verdict(Outcome.SUCCEEDED, answer=text)
+        return self._judge_structured(text, self._validator)
+
+    def _judge_structured(self, text: str, validator: jsonschema_rs.Validator) -> "_Verdict":
+        try:
+            value = _load(text.encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return _Verdict(Outcome.INVALID, error=f"not_json: {len(text):,} characters that are no JSON document")
+        if not validator.is_valid(value):
+            value = _spell_enums(value, self._schema, self._schema)
+            broken = next(iter(validator.iter_errors(value)), None)
+            if broken is not None:
+                place = "/".join(("", *(str(step) for step in broken.instance_path)))
+                rule = "/".join(("", *(str(step) for step in broken.schema_path)))
+                return _Verdict(Outcome.INVALID, error=f"schema_violation: {place or '/'} breaks the rule {rule}")
+        return _Verdict(Outcome.SUCCEEDED, answer=msgspec.json.encode(value).decode())
+
+
+class _Tagged(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Block(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class _CacheCreation(msgspec.Struct, frozen=True):
+    ephemeral_5m_input_tokens: int = 0
+    ephemeral_1h_input_tokens: int = 0
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    output_tokens: int
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+
+
+class _StopDetails(msgspec.Struct, frozen=True):
+    category: str | None = None
+
+
+class _Message(msgspec.Struct, frozen=True):
+    model: str
+    content: list[_Block]
+    usage: _Usage
+    stop_reason: str | None = None
+    stop_details: _StopDetails | None = None
+
+
+class _Succeeded(msgspec.Struct, frozen=True):
+    message: _Message
+
+
+class _Error(msgspec.Struct, frozen=True):
+    type: str
+    message: str = ""
+    error: "_Error | None" = None
+
+
+class _Errored(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    outcome: Outcome
+    answer: str | None = None
+    error: str | None = None
+
+
+_decode_line: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
+
+
+def _read_result(content: bytes | msgspec.Raw) -> "_Succeeded | _Errored | _Tagged":
+    tagged = _read(content, _Tagged)
+    match tagged.type:
+        case "succeeded":
+            return _read(content, _Succeeded)
+        case "errored":
+            return _read(content, _Errored)
+        case _:
+            return tagged
+
+
+def _read(content: bytes | msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.convert(_load_leniently(bytes(content)), kind)
+
+
+def _load(content: bytes) -> object:
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _load_leniently(content)
+
+
+def _load_leniently(content: bytes) -> object:
+    # A model can write half of a surrogate pair, which strict decoders refuse together with the whole line.
+    return _replace_surrogates(json.loads(content.decode("utf-8", "replace"), parse_constant=_refuse_constant))
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _replace_surrogates(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [_replace_surrogates(item) for item in value]
+        case dict():
+            return {cast(str, _replace_surrogates(key)): _replace_surrogates(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _spell_enums(value: object, schema: object, root: dict[str, object], depth: int = 0) -> object:
+    if not isinstance(schema, dict) or depth > 64:
+        return value
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        value = _spell_enums(value, _resolve(reference, root), root, depth + 1)
+    for combined in ("allOf", "anyOf", "oneOf"):
+        for option in schema.get(combined, ()):
+            value = _spell_enums(value, option, root, depth + 1)
+    match value:
+        case str():
+            spellings = schema.get("enum", [schema["const"]] if "const" in schema else [])
+            if value not in spellings:
+                alike = [word for word in spellings if isinstance(word, str) and word.casefold() == value.strip().casefold()]
+                return alike[0] if len(alike) == 1 else value
+        case list():
+            return [_spell_enums(item, schema.get("items"), root, depth + 1) for item in value]
+        case dict():
+            properties = schema.get("properties", {})
+            return {name: _spell_enums(item, properties.get(name), root, depth + 1) for name, item in value.items()}
+    return value
+
+
+def _resolve(reference: str, root: dict[str, object]) -> object:
+    found: object = root
+    for step in reference.removeprefix("#").split("/")[1:]:
+        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found

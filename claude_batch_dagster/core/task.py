@@ -1,0 +1,149 @@
+"""What Claude is asked to do to a row, and the document that says so canonically."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import msgspec
+
+from claude_batch_dagster.core.errors import TaskError
+from claude_batch_dagster.core.models import is_retired
+from claude_batch_dagster.core.schema import Field, FieldType, OutputModel, canonical_schema, schema_fields
+
+OWN_PARAMETERS = {
+    "model": "model",
+    "messages": "prompt",
+    "max_tokens": "max_tokens",
+    "system": "system",
+    "thinking": "thinking",
+    "output_config": "output and effort",
+}
+REFUSED_PARAMETERS = {
+    "stream": "results are never streamed by the Message Batches API",
+    "temperature": "current models do not take it",
+    "top_p": "current models do not take it",
+    "top_k": "current models do not take it",
+    "speed": "the Message Batches API does not take it",
+    "store": "the Message Batches API does not take it",
+    "previous_thread_event_id": "the Message Batches API does not take it",
+    "cache_hint": "the Message Batches API does not take it",
+    "context_hint": "the Message Batches API does not take it",
+}
+PRESET_SLOT = "document"
+PLAIN_TEXT_FIELD = Field(name="answer", type=FieldType.STRING, description="Claude's answer, as text.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaudeTask:
+    """A question to Claude about every row.
+
+    Attributes:
+        name: The asset key's last part, and the name in every `custom_id`. Renaming asks nothing again.
+        model: A Claude model's id. There is no default: it decides what a run costs.
+        prompt: The user message; `{column}` is a slot, `{{` and `}}` are literal braces.
+        system: The system prompt.
+        output: A Pydantic model or a JSON Schema of an object: its properties become the columns. None for plain text in `answer`.
+        max_tokens: Upper bound of the answer, thinking included.
+        effort: low | medium | high | ..., as the model takes it; None leaves it to the model.
+        thinking: The Messages parameter; None leaves it to the model.
+        params: Further raw Messages parameters (`tools`, `metadata`, ...). All are part of the request's identity.
+        kind: Set by presets.
+        version: Of a preset's texts.
+        column: Set by presets: the column that stands for the slot `{document}` of their prompt.
+
+    Raises:
+        TaskError: Terminal. The definition cannot be asked as it is.
+    """
+
+    name: str
+    model: str
+    prompt: str
+    max_tokens: int
+    system: str | None = None
+    output: "type[OutputModel] | Mapping[str, object] | None" = None
+    effort: str | None = None
+    thinking: Mapping[str, object] | None = None
+    params: Mapping[str, object] = field(default_factory=dict)
+    kind: str = "task"
+    version: int = 1
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be asked."""
+        if not self.name or not self.name.strip():
+            raise TaskError("A task has no name. Nothing was sent. Give it one: it becomes the asset's key.")
+        if not self.model:
+            raise TaskError(f"Task {self.name!r} has no model. Nothing was sent. Name one, for instance claude-haiku-5-5.")
+        if is_retired(self.model):
+            raise TaskError(
+                f"Task {self.name!r} asks {self.model}, which is retired. Nothing was sent. Name a current model, for instance claude-haiku-5-5."
+            )
+        if self.max_tokens < 1:
+            raise TaskError(f"Task {self.name!r} has max_tokens={self.max_tokens}; the least is 1. Nothing was sent.")
+        for parameter in self.params:
+            if parameter in OWN_PARAMETERS:
+                raise TaskError(
+                    f"Task {self.name!r} sets {parameter!r} in params. Nothing was sent. Use the task's argument {OWN_PARAMETERS[parameter]} instead."
+                )
+            if parameter in REFUSED_PARAMETERS:
+                raise TaskError(
+                    f"Task {self.name!r} sets {parameter!r} in params: {REFUSED_PARAMETERS[parameter]}. Nothing was sent. Leave it out."
+                )
+        _ = self.task_key
+
+    @cached_property
+    def schema(self) -> dict[str, object] | None:
+        """The JSON Schema that goes to the API, None for plain text."""
+        return None if self.output is None else canonical_schema(self.name, self.output)
+
+    @cached_property
+    def fields(self) -> tuple[Field, ...]:
+        """The columns that this task adds, in the order of its definition."""
+        return (PLAIN_TEXT_FIELD,) if self.output is None else schema_fields(self.name, self.output)
+
+    def static_params(self) -> dict[str, object]:
+        """Return the Messages parameters that are the same for every row; `messages` is not among them."""
+        config: dict[str, object] = {}
+        if self.effort is not None:
+            config["effort"] = self.effort
+        if self.schema is not None:
+            config["format"] = {"type": "json_schema", "schema": self.schema}
+        static: dict[str, object] = {**self.params, "model": self.model, "max_tokens": self.max_tokens}
+        if config:
+            static["output_config"] = config
+        if self.system is not None:
+            static["system"] = self.system
+        if self.thinking is not None:
+            static["thinking"] = dict(self.thinking)
+        return static
+
+    def document(self) -> dict[str, object]:
+        """Return the canonical document: all that this task adds to a row, its name apart."""
+        return {
+            "format": 1,
+            "kind": self.kind,
+            "version": self.version,
+            "column": self.column,
+            "model": self.model,
+            "prompt": self.prompt,
+            "system": self.system,
+            "schema": self.schema,
+            "max_tokens": self.max_tokens,
+            "effort": self.effort,
+            "thinking": None if self.thinking is None else dict(self.thinking),
+            "params": dict(self.params),
+            "decoding": 1,
+        }
+
+    @cached_property
+    def task_key(self) -> str:
+        """The first 128 bits of SHA-256 over the canonical document, in hex."""
+        return hashlib.sha256(self.encode_document()).hexdigest()[:32]
+
+    def encode_document(self) -> bytes:
+        """Return the content of `tasks/{task_key}.json`."""
+        try:
+            return msgspec.json.encode(self.document(), order="sorted")
+        except TypeError as error:
+            raise TaskError(f"Task {self.name!r} has an argument that is not JSON: {error}. Nothing was sent.") from error
