@@ -1,0 +1,221 @@
+"""Request keys as arrays: millions of them are never Python objects.
+
+A key is 16 bytes, here two little-endian uint64 in a row of an (n, 2) array; (0, 0) stands for "no key".
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from claude_batch_dagster.storage.store import Store
+
+Keys = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+REASONS = ("skipped", "too_large")
+SKIPPED, LARGE = range(2)
+"""Why a row is not asked about, as places in REASONS."""
+KEY_TYPE = pa.uuid()
+_REASON_TYPE = pa.dictionary(pa.int8(), pa.string())
+ROW_KEYS_SCHEMA = pa.schema([pa.field("request_key", KEY_TYPE), pa.field("reason", _REASON_TYPE)])
+OWNED_SCHEMA = pa.schema(
+    [
+        pa.field("task_key", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("request_key", KEY_TYPE),
+        pa.field("shard", pa.int32()),
+        pa.field("position", pa.int32()),
+    ]
+)
+
+
+def pack_keys(keys: list[bytes | None]) -> Keys:
+    """Return keys as an array, None as (0, 0)."""
+    return np.frombuffer(b"".join([key or bytes(16) for key in keys]), dtype=np.uint64).reshape(-1, 2)
+
+
+def keys_from_arrow(column: pa.Array | pa.ChunkedArray) -> Keys:
+    """Return a UUID column as an array, null as (0, 0)."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = column.chunk(0) if column.num_chunks else pa.array([], KEY_TYPE)
+    storage = column.storage if isinstance(column.type, pa.BaseExtensionType) else column
+    if storage.null_count:
+        storage = storage.fill_null(bytes(16))
+    start = storage.offset * 16
+    return (
+        np.frombuffer(storage.buffers()[1], dtype=np.uint8)[start : start + len(storage) * 16].view(np.uint64).reshape(-1, 2)
+        if len(storage)
+        else np.empty((0, 2), np.uint64)
+    )
+
+
+def keys_to_arrow(keys: Keys, *, null_where_absent: bool = False) -> pa.Array:
+    """Return an array of keys as a UUID column."""
+    storage = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys).tobytes())])
+    if null_where_absent and (absent := ~has_key(keys)).any():
+        storage = pc.if_else(pa.array(absent), pa.scalar(None, pa.binary(16)), storage)
+    return pa.ExtensionArray.from_storage(KEY_TYPE, storage)
+
+
+def key_hex(keys: Keys) -> list[str]:
+    """Return keys as 32 hex digits each."""
+    text = np.ascontiguousarray(keys).tobytes().hex()
+    return [text[at : at + 32] for at in range(0, len(text), 32)]
+
+
+def has_key(keys: Keys) -> Mask:
+    """Tell which rows are keys."""
+    return np.asarray((keys != 0).any(axis=1), np.bool_)
+
+
+class KeySet:
+    """A set of keys by open addressing: about 24 bytes a key.
+
+    Args:
+        expected: How many keys may come; the table grows where more do.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        self._slots: Keys = np.zeros((_table_size(expected), 2), np.uint64)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, keys: Keys) -> Mask:
+        """Add keys; tell of each whether it is new here, a repeated one at its first place only. "No key" is never new."""
+        if (self._count + len(keys)) * 10 > len(self._slots) * 7:
+            self._grow(len(keys))
+        new = np.zeros(len(keys), np.bool_)
+        pending = np.flatnonzero(has_key(keys))
+        at = self._home(keys[pending])
+        while len(pending):
+            held = self._slots[at]
+            wanted = keys[pending]
+            free = ~has_key(held)
+            # Of several rows that want one free slot the first shall have it, so they write in reverse order.
+            rows = np.flatnonzero(free)[::-1]
+            self._slots[at[rows]] = wanted[rows]
+            _, first = np.unique(at[free], return_index=True)
+            owners = np.flatnonzero(free)[first]
+            new[pending[owners]] = True
+            self._count += len(owners)
+            same = (self._slots[at] == wanted).all(axis=1)
+            pending, at = pending[~same], (at[~same] + 1) % len(self._slots)
+        return new
+
+    def contains(self, keys: Keys) -> Mask:
+        """Tell which of the keys are in the set."""
+        found = np.zeros(len(keys), np.bool_)
+        pending = np.flatnonzero(has_key(keys))
+        at = self._home(keys[pending])
+        while len(pending):
+            held = self._slots[at]
+            same = (held == keys[pending]).all(axis=1)
+            found[pending[same]] = True
+            going = ~same & has_key(held)
+            pending, at = pending[going], (at[going] + 1) % len(self._slots)
+        return found
+
+    def _home(self, keys: Keys) -> npt.NDArray[np.int64]:
+        return (keys[:, 0] % np.uint64(len(self._slots))).astype(np.int64)
+
+    def _grow(self, more: int) -> None:
+        old = self._slots[has_key(self._slots)]
+        self._slots = np.zeros((_table_size(2 * (len(old) + more)), 2), np.uint64)
+        self._count = 0
+        for start in range(0, len(old), 65_536):
+            self.add(old[start : start + 65_536])
+
+
+class RowKeys:
+    """Writes `keys/{digest}-{task_key}.parquet`, a row a source row, as a file is rendered.
+
+    Args:
+        file: The local file to write.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._writer = pq.ParquetWriter(file, ROW_KEYS_SCHEMA, compression="none", use_dictionary=["reason"])
+
+    def append(self, keys: Keys, reasons: list[int | None]) -> None:
+        """Append the keys of some rows; a reason is an index of REASONS, None where the row is asked about."""
+        indices = pa.array(reasons, pa.int8())
+        self._writer.write_batch(
+            pa.record_batch(
+                [keys_to_arrow(keys, null_where_absent=True), pa.DictionaryArray.from_arrays(indices, pa.array(REASONS))],
+                schema=ROW_KEYS_SCHEMA,
+            )
+        )
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+
+
+def row_keys_path(digest: str, task_key: str) -> str:
+    """Return where the keys of a source file's rows are kept."""
+    return f"keys/{digest}-{task_key}.parquet"
+
+
+def read_row_keys(store: Store, digest: str, task_key: str) -> pa.Table | None:
+    """Read the keys of a source file's rows, None where it was never rendered for this task."""
+    path = row_keys_path(digest, task_key)
+    if not store.exists(path):
+        return None
+    return pq.read_table(store.open(path), schema=ROW_KEYS_SCHEMA)
+
+
+class OwnedKeys:
+    """Writes `plans/{run_id}/keys.parquet`: what a run owns, a row a request.
+
+    Args:
+        file: The local file to write.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.count = 0
+        self._writer = pq.ParquetWriter(file, OWNED_SCHEMA, compression="none", use_dictionary=["task_key"])
+
+    def append(self, task_key: str, keys: Keys, shards: list[int], positions: list[int]) -> None:
+        """Append requests of one task with their places."""
+        if not len(keys):
+            return
+        task_keys = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(keys), np.int32)), pa.array([task_key]))
+        columns = [task_keys, keys_to_arrow(keys), pa.array(shards, pa.int32()), pa.array(positions, pa.int32())]
+        self._writer.write_batch(pa.record_batch(columns, schema=OWNED_SCHEMA))
+        self.count += len(keys)
+
+    def close(self) -> str:
+        """Finish the file; return its SHA-256 in hex."""
+        self._writer.close()
+        with self.file.open("rb") as written:
+            return hashlib.file_digest(written, "sha256").hexdigest()
+
+
+def owned_keys_path(run_id: str) -> str:
+    """Return where the keys that a run owns are kept."""
+    return f"plans/{run_id}/keys.parquet"
+
+
+def read_owned_keys(store: Store, run_id: str) -> Iterator[tuple[str, Keys]]:
+    """Yield (task_key, keys) of what a run owns."""
+    table = pq.read_table(store.open(owned_keys_path(run_id)), columns=["task_key", "request_key"])
+    names = table["task_key"].combine_chunks().cast(pa.string()) if table.num_rows else pa.array([], pa.string())
+    keys = keys_from_arrow(table["request_key"])
+    for name in pc.unique(names).to_pylist():
+        mask = pc.equal(names, name).to_numpy(zero_copy_only=False)
+        yield name, keys[mask]
+
+
+def _table_size(expected: int) -> int:
+    return max(1_024, int(expected / 0.7) | 1)

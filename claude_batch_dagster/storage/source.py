@@ -1,0 +1,290 @@
+"""A Parquet dataset to ask about: one file, or a folder of files in hive layout. Read in pieces, never whole.
+
+- Order: files by path, rows as they stand in the file. This is the order of the output.
+- A file is what its content is: local files are known by SHA-256, objects by ETag and size.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from claude_batch_dagster.core.errors import SourceError
+from claude_batch_dagster.storage.store import Store, absolute_uri
+
+PIECE_ROWS = 2_048
+SHOWN_DUPLICATES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetDataset:
+    """Where the rows are, and what tells them apart.
+
+    Attributes:
+        path: A local path or a URL (s3://, gs://, az://), of a file or of a folder.
+        key: The column or columns that identify a row within its partition.
+        asset: The asset that writes it: a key, spec or definition, for lineage in Dagster.
+        partition_column: The hive column (`day=2026-11-01/`) whose values are the partitions; None for one output.
+    """
+
+    path: str
+    key: str | Sequence[str]
+    asset: Any = None
+    partition_column: str | None = None
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The key, always as a tuple."""
+        return (self.key,) if isinstance(self.key, str) else tuple(self.key)
+
+    @property
+    def uri(self) -> str:
+        """The path as an absolute path or URL."""
+        return absolute_uri(self.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file as it was listed.
+
+    Attributes:
+        path: Below the source's store.
+        version: ETag; changes when the file does.
+        hive: (column, value) pairs of its path.
+    """
+
+    path: str
+    version: str
+    hive: tuple[tuple[str, str], ...] = ()
+
+
+class Source:
+    """The files of a dataset, listed once.
+
+    Raises:
+        SourceError: Terminal. No such path, no Parquet file, mixed hive columns, no such partition column.
+    """
+
+    def __init__(self, dataset: ParquetDataset) -> None:
+        self.dataset = dataset
+        self.uri = dataset.uri
+        self._digests: dict[tuple[str, str], str] = {}
+        local = None if "://" in self.uri else Path(self.uri)
+        if local is not None and not local.exists():
+            raise SourceError(f"The source {self.uri} does not exist. Nothing was sent. Check the path.", uri=self.uri)
+        single = local.is_file() if local is not None else self.uri.endswith((".parquet", ".pq"))
+        folder, _, name = self.uri.rpartition("/")
+        self._store = Store(folder if single else self.uri)
+        self.files = self._list(name if single else None)
+        found = {tuple(column for column, _ in file.hive) for file in self.files}
+        if len(found) > 1:
+            shapes = " and ".join(sorted("/".join(f"{column}=..." for column in shape) or "no folder" for shape in found))
+            raise SourceError(
+                f"The files of {self.uri} lie in different layouts: {shapes}. Nothing was sent. Give the folder of one of them."
+            )
+        self.hive_columns = found.pop()
+        if dataset.partition_column is not None and dataset.partition_column not in self.hive_columns:
+            there = f"its hive columns are {', '.join(self.hive_columns)}" if self.hive_columns else "it has no hive columns"
+            raise SourceError(
+                f"The partition column {dataset.partition_column!r} is no folder level of {self.uri}; {there}. Nothing was sent. "
+                f"Lay the files out as {dataset.partition_column}=VALUE/part-0.parquet, or leave the partition column out."
+            )
+
+    def partition_keys(self) -> Sequence[str | None]:
+        """Return the partitions, sorted; [None] for a source without a partition column."""
+        if self.dataset.partition_column is None:
+            return [None]
+        return sorted({self.partition_of(file) or "" for file in self.files})
+
+    def partition_of(self, file: SourceFile) -> str | None:
+        """Return the partition that a file belongs to, None without a partition column."""
+        return dict(file.hive).get(self.dataset.partition_column) if self.dataset.partition_column else None
+
+    def files_of(self, partition: str | None) -> list[SourceFile]:
+        """Return a partition's files in order.
+
+        Raises:
+            SourceError: Terminal. The partition has no folder.
+        """
+        files = [file for file in self.files if self.partition_of(file) == partition]
+        if not files:
+            raise SourceError(
+                f"Partition {partition!r} has no folder {self.dataset.partition_column}={partition}/ in {self.uri}. It was not asked about. Write it first."
+            )
+        return files
+
+    def schema(self, file: SourceFile | None = None) -> pa.Schema:
+        """Return the columns of a file (the first by default), its path's as strings at the end."""
+        file = file or self.files[0]
+        with self._opened(file) as parquet:
+            schema: pa.Schema = parquet.schema_arrow
+        for column, _ in file.hive:
+            if column not in schema.names:
+                schema = schema.append(pa.field(column, pa.string()))
+        return schema.remove_metadata()
+
+    def row_count(self, file: SourceFile) -> int:
+        """Return a file's rows, from its footer."""
+        with self._opened(file) as parquet:
+            return int(parquet.metadata.num_rows)
+
+    def digest(self, file: SourceFile) -> str:
+        """Return what the file's content and its path's columns hash to, 32 hex digits; computed once for each version listed."""
+        known = self._digests.get((file.path, file.version))
+        if known is None:
+            known = self._digests[file.path, file.version] = self._hash(file)
+        return known
+
+    def pieces(self, file: SourceFile, columns: Sequence[str], rows: int = PIECE_ROWS) -> Iterator[pa.RecordBatch]:
+        """Yield a file's columns, in order, so many rows at a time.
+
+        Raises:
+            SourceError: Terminal. A column is missing, the file is no Parquet file, or it changed while it was read.
+        """
+        hive = dict(file.hive)
+        stored = [column for column in dict.fromkeys(columns) if column not in hive]
+        with self._opened(file) as parquet:
+            names = parquet.schema_arrow.names
+            missing = [column for column in stored if column not in names]
+            if missing:
+                raise SourceError(
+                    f"{self._name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent.", column=missing[0]
+                )
+            repeated = [column for column in stored if names.count(column) > 1]
+            if repeated:
+                raise SourceError(
+                    f"{self._name(file)} has {names.count(repeated[0])} columns named {repeated[0]!r}. Nothing was sent. Rename one."
+                )
+            for batch in self._batches(parquet, file, stored, rows):
+                arrays = [
+                    batch.column(column) if column not in hive else pa.array([hive[column]] * batch.num_rows, pa.string())
+                    for column in columns
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
+        if self._version(file) != file.version:
+            raise SourceError(f"{self._name(file)} changed while it was read. Nothing was sent from it. Run again when its writer is done.")
+
+    def check_keys(self, files: Sequence[SourceFile]) -> None:
+        """Refuse null keys and keys that occur twice among these files.
+
+        Raises:
+            SourceError: Terminal. The first five, with their rows.
+        """
+        keys = list(self.dataset.key_columns)
+        batches = [piece for file in files for piece in self.pieces(file, keys, rows=65_536)]
+        if not batches:
+            return
+        table = pa.Table.from_batches([batch.rename_columns([f"k{i}" for i in range(len(keys))]) for batch in batches])
+        table = pa.table({name: _comparable(table.column(name)) for name in table.column_names})
+        names = table.column_names
+        table = table.append_column("row", pa.array(range(1, table.num_rows + 1), pa.int64()))
+        for column, name in zip(keys, names, strict=True):
+            nulls = table.filter(pc.is_null(table.column(name)))["row"].to_pylist()
+            if nulls:
+                raise SourceError(
+                    f"{self._place(files)}: the key {column!r} is null in {len(nulls):,} rows, first in row {nulls[0]:,}. "
+                    "It was not asked about. A row without a key could not be found again; fill it in, or choose another --key."
+                )
+        groups = table.group_by(names).aggregate([("row", "count"), ("row", "min"), ("row", "max")])
+        twice = groups.filter(pc.greater(groups["row_count"], 1)).sort_by("row_min")
+        if twice.num_rows:
+            shown = [
+                f"{', '.join(str(row[name]) for name in names)} (rows {row['row_min']:,} and {row['row_max']:,})"
+                for row in twice.slice(0, SHOWN_DUPLICATES).to_pylist()
+            ]
+            more = f", and {twice.num_rows - len(shown):,} more" if twice.num_rows > len(shown) else ""
+            raise SourceError(
+                f"{self._place(files)}: {twice.num_rows:,} keys ({', '.join(keys)}) occur more than once: {'; '.join(shown)}{more}. "
+                "It was not asked about. Choose a key that is unique within a partition; several columns are possible."
+            )
+
+    def changed(self) -> bool:
+        """Tell whether any file was added, removed or rewritten since this listing."""
+        return [(file.path, file.version) for file in Source(self.dataset).files] != [(file.path, file.version) for file in self.files]
+
+    def _list(self, name: str | None) -> list[SourceFile]:
+        found = [(name, self._version(SourceFile(path=name, version="")))] if name else self._store.list_versions("")
+        files = []
+        for path, version in found:
+            parts = path.split("/")
+            if any(part.startswith(("_", ".")) and "=" not in part for part in parts) or not (name or path.endswith((".parquet", ".pq"))):
+                continue
+            pairs = (part.partition("=") for part in parts[:-1] if "=" in part)
+            files.append(SourceFile(path=path, version=version, hive=tuple((column, unquote(value)) for column, _, value in pairs)))
+        if not files:
+            raise SourceError(f"The source {self.uri} has no Parquet file (*.parquet). Nothing was sent. Check the path.", uri=self.uri)
+        return files
+
+    def _version(self, file: SourceFile) -> str:
+        try:
+            return self._store.version(file.path)
+        except FileNotFoundError:
+            raise SourceError(f"The source {self._name(file)} does not exist. Nothing was sent. Check the path.") from None
+
+    def _hash(self, file: SourceFile) -> str:
+        content = hashlib.sha256()
+        if self._store.folder is None:
+            content.update(f"{self._store.uri}/{file.path} {file.version}".encode())
+        else:
+            for chunk in self._store.stream(file.path):
+                content.update(chunk)
+        content.update(repr(file.hive).encode())
+        return content.hexdigest()[:32]
+
+    @contextmanager
+    def _opened(self, file: SourceFile) -> Iterator[pq.ParquetFile]:
+        try:
+            parquet = pq.ParquetFile(self._store.open(file.path), pre_buffer=False, buffer_size=1 << 20)
+        except FileNotFoundError:
+            raise SourceError(f"{self._name(file)} is gone. Nothing was sent from it.") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise SourceError(
+                f"{self._name(file)} is not a Parquet file, or its footer is damaged: {_first_line(error)}. Nothing was sent. Write it again."
+            ) from error
+        with parquet:
+            yield parquet
+
+    def _batches(self, parquet: pq.ParquetFile, file: SourceFile, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+        try:
+            if columns:
+                yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
+                return
+            for start in range(0, parquet.metadata.num_rows, rows):
+                count = min(rows, parquet.metadata.num_rows - start)
+                yield pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise SourceError(
+                f"{self._name(file)} cannot be read: {_first_line(error)}. Nothing was sent from it. Write it again."
+            ) from error
+
+    def _name(self, file: SourceFile) -> str:
+        return f"{self._store.uri}/{file.path}"
+
+    def _place(self, files: Sequence[SourceFile]) -> str:
+        return self._name(files[0]) if len(files) == 1 else f"{self.uri} ({len(files)} files, rows counted over all)"
+
+
+def find_partition_column(dataset: ParquetDataset) -> ParquetDataset:
+    """Return the dataset with its only hive column as partition column; unchanged where there is none, or more than one."""
+    if dataset.partition_column is not None:
+        return dataset
+    columns = Source(dataset).hive_columns
+    return replace(dataset, partition_column=columns[0]) if len(columns) == 1 else dataset
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a key column a type that can be grouped by."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
