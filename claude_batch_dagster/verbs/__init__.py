@@ -1,0 +1,1 @@
+"""The four verbs: plan, execute, publish, recover. Dagster and the command line are faces of these."""

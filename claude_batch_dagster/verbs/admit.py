@@ -1,0 +1,117 @@
+"""Admission: a staged plan takes the next number of the plan log, or gives up the keys of those who were faster.
+
+One put-if-absent on the next number gives all plans of a root one order, without a clock or a lease. Whoever loses subtracts the
+winner's keys, so that no key is ever owned by two open runs.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from claude_batch_dagster.core.records import CostRange, KeysRef, LogEntry, Owner, ShardRef, SourceRef, TaskRef
+from claude_batch_dagster.core.request import parse_custom_id, short_name
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id
+from claude_batch_dagster.storage.keys import KeySet, OwnedKeys, owned_keys_path, pack_keys, read_owned_keys
+from claude_batch_dagster.storage.plans import admit_entry, read_entry, read_log
+from claude_batch_dagster.storage.staging import ShardStager
+from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.verbs.job import Job
+from claude_batch_dagster.verbs.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What came of a plan.
+
+    Attributes:
+        own: The run that was admitted, None where others own every key.
+        waits: Other runs that hold wanted keys.
+    """
+
+    own: LogEntry | None
+    waits: tuple[LogEntry, ...]
+
+
+def admit_plan(job: Job, plan: Plan) -> Admission:
+    """Write the plan into the log, less what others admitted meanwhile. After this its keys are its own until `done`."""
+    store = Store(job.root)
+    for target in job.targets:
+        store.put_if_absent(f"tasks/{target.task.task_key}.json", target.task.encode_document())
+    waits = {entry.number: entry for entry in plan.waits}
+    shards, keys, tip = plan.shards, plan.keys, plan.snapshot.tip
+    while keys is not None:
+        entry = _entry(job, plan, number=tip + 1, shards=shards, keys=keys)
+        if admit_entry(store, entry):
+            return Admission(own=entry, waits=tuple(waits.values()))
+        winners = [read_entry(store, number) for number in range(tip + 1, read_log(store).tip + 1)]
+        tip = winners[-1].number
+        lost = _held_by(store, job, winners, plan.run_id, waits)
+        if any(len(held) for held in lost.values()):
+            shards, keys = _restage(job, store, plan.run_id, shards, lost)
+    for path in store.list(f"plans/{plan.run_id}"):
+        store.delete(path)
+    return Admission(own=None, waits=tuple(waits.values()))
+
+
+def _held_by(store: Store, job: Job, winners: list[LogEntry], run_id: str, waits: dict[int, LogEntry]) -> dict[str, KeySet]:
+    """Return the keys of ours that the winners own, by task_key; note the winners that hold any."""
+    ours: dict[str, KeySet] = {}
+    for task_key, keys in read_owned_keys(store, run_id):
+        ours[task_key] = KeySet(len(keys))
+        ours[task_key].add(keys)
+    lost = {target.task.task_key: KeySet() for target in job.targets}
+    for winner in winners:
+        for task_key, keys in read_owned_keys(store, winner.run_id):
+            if task_key in ours and (mine := ours[task_key].contains(keys)).any():
+                lost[task_key].add(keys[mine])
+                waits[winner.number] = winner
+    return lost
+
+
+def _restage(
+    job: Job, store: Store, run_id: str, shards: tuple[ShardRef, ...], lost: dict[str, KeySet]
+) -> tuple[tuple[ShardRef, ...], KeysRef | None]:
+    """Stage the requests again that are still ours. The old files stay behind as garbage that no record names."""
+    task_keys = {short_name(target.task.name): target.task.task_key for target in job.targets}
+    with store.scratch() as scratch:
+        stager = ShardStager(store, run_id=run_id, round_number=1, scratch=scratch, max_requests=job.max_requests_per_batch)
+        owned = OwnedKeys(scratch / "owned_keys.parquet")
+        for shard in shards:
+            share = None if shard.worst_nano_usd is None else -(-shard.worst_nano_usd // shard.requests)
+            for line in iter_lines(store.stream(shard.path)):
+                identity = parse_custom_id(line_custom_id(line))
+                task_key = task_keys[identity.name]
+                key = pack_keys([bytes.fromhex(identity.request_key)])
+                if lost[task_key].contains(key)[0]:
+                    continue
+                place = stager.add(line, share)
+                assert place is not None, "it had a place before"
+                owned.append(task_key, key, [place.shard], [place.position])
+        left = stager.finish()
+        sha256 = owned.close()
+        if not left:
+            return (), None
+        store.put_file(owned_keys_path(run_id), owned.file)
+        return left, KeysRef(path=owned_keys_path(run_id), sha256=sha256, count=owned.count)
+
+
+def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], keys: KeysRef) -> LogEntry:
+    return LogEntry(
+        run_id=plan.run_id,
+        number=number,
+        admitted_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        endpoint=job.endpoint,
+        owner=Owner(host=socket.gethostname(), pid=os.getpid(), dagster_run_id=job.dagster_run_id),
+        tasks=tuple(TaskRef(name=target.task.name, task_key=target.task.task_key) for target in job.targets),
+        source=SourceRef(uri=job.source.uri, fingerprint=plan.fingerprint),
+        keys=keys,
+        shards=shards,
+        cost_nano_usd=CostRange(
+            expected=plan.expected_nano_usd,
+            worst=plan.worst_nano_usd,
+            cap=None if job.max_cost_usd is None else round(job.max_cost_usd * 1_000_000_000),
+        ),
+        max_attempts=job.max_attempts,
+        max_in_flight_batches=job.max_in_flight_batches,
+    )

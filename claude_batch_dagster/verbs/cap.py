@@ -1,0 +1,33 @@
+"""The cost cap: the worst case is compared with it before anything is admitted or sent."""
+
+from claude_batch_dagster.core.errors import CostError
+from claude_batch_dagster.verbs.job import Job
+from claude_batch_dagster.verbs.plan import Plan
+
+_NANO = 1_000_000_000
+
+
+def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
+    """Refuse a plan whose worst case exceeds the cap.
+
+    Raises:
+        CostError: Terminal. With rows, expected and worst cost, and why so many.
+    """
+    asked = plan.total.asked
+    if job.max_cost_usd is None or not asked:
+        return
+    worst, expected = plan.worst_nano_usd, plan.expected_nano_usd
+    if worst is None or expected is None:
+        models = sorted({target.task.model for target in job.targets if plan.estimates[target.task.name].worst_nano_usd is None})
+        raise CostError(
+            f"{asked:,} requests to {', '.join(models)} would be sent, and this model has no known price, so the worst case cannot be compared with "
+            f"the cap of ${job.max_cost_usd:,.2f}. Nothing was sent. Check the model's name, or lift the cap (max_cost_usd=None)."
+        )
+    if worst + spent_worst_nano_usd > job.max_cost_usd * _NANO:
+        total = plan.total
+        raise CostError(
+            f"{asked:,} of {total.rows:,} rows' requests are new ({total.already_answered:,} are answered, {total.in_flight:,} in flight); they cost about "
+            f"${expected / _NANO:,.2f} and at most ${(worst + spent_worst_nano_usd) / _NANO:,.2f}, which is over the cap of ${job.max_cost_usd:,.2f}. "
+            "Nothing was sent. Raise max_cost_usd, lower max_tokens, or ask fewer rows.",
+            worst_nano_usd=worst,
+        )

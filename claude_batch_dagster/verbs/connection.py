@@ -1,0 +1,90 @@
+"""How to reach Temporal: the user's own server through Temporal's own configuration, or the embedded one."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from claude_batch_dagster.core.contract import DEFAULT_TASK_QUEUE
+from claude_batch_dagster.core.errors import TemporalUnavailableError
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+
+CONNECT_TIMEOUT_S = 30.0
+RETRY_EVERY_S = 0.5
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where a Temporal server is, and on which task queue the workers listen.
+
+    Attributes:
+        address: `host:port` of the gRPC front end.
+        ui_url: Of Temporal's UI without a trailing slash, None where none is known.
+        external: Whether Temporal's own configuration (TLS, API key, ...) applies; the embedded server has none.
+    """
+
+    address: str
+    namespace: str = DEFAULT_NAMESPACE
+    task_queue: str = DEFAULT_TASK_QUEUE
+    ui_url: str | None = None
+    external: bool = False
+
+    def workflow_url(self, workflow_id: str) -> str | None:
+        """Return the page of a workflow in Temporal's UI, None where no UI is known."""
+        if self.ui_url is None:
+            return None
+        return f"{self.ui_url}/namespaces/{self.namespace}/workflows/{workflow_id.replace('/', '%2F')}"
+
+
+def task_queue_of(environ: Mapping[str, str]) -> str:
+    """Return the task queue that the environment names."""
+    return environ.get("CLAUDE_BATCH_TASK_QUEUE") or DEFAULT_TASK_QUEUE
+
+
+def external_connection(environ: Mapping[str, str] = os.environ) -> Connection | None:
+    """Return the connection that Temporal's own configuration names (TEMPORAL_ADDRESS, a profile), None where it names none."""
+    from temporalio.envconfig import ClientConfigProfile
+
+    profile = ClientConfigProfile.load(override_env_vars=environ)
+    if not profile.address:
+        return None
+    ui_url = environ.get("CLAUDE_BATCH_TEMPORAL_UI")
+    return Connection(
+        address=profile.address,
+        namespace=profile.namespace or DEFAULT_NAMESPACE,
+        task_queue=task_queue_of(environ),
+        ui_url=ui_url.rstrip("/") if ui_url else None,
+        external=True,
+    )
+
+
+async def connect(connection: Connection, timeout_s: float = CONNECT_TIMEOUT_S) -> "Client":
+    """Return a client of a server that answers.
+
+    Raises:
+        TemporalUnavailableError: Transient. Nothing answered for `timeout_s`.
+    """
+    from temporalio.client import Client
+    from temporalio.envconfig import ClientConfig
+    from temporalio.service import RPCError
+
+    settings = ClientConfig.load_client_connect_config() if connection.external else {}
+    settings["target_host"] = connection.address
+    settings["namespace"] = connection.namespace
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await Client.connect(**settings)
+        except (RuntimeError, RPCError) as error:
+            if time.monotonic() >= deadline_s:
+                raise TemporalUnavailableError(
+                    f"The Temporal server at {connection.address} (namespace {connection.namespace}) did not answer for {timeout_s:g} s: "
+                    f"{error}. What was admitted is kept. Start the server, or correct TEMPORAL_ADDRESS (unset, a local server is started).",
+                    address=connection.address,
+                ) from error
+        await asyncio.sleep(RETRY_EVERY_S)

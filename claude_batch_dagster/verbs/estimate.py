@@ -1,0 +1,170 @@
+"""What requests cost: before they are asked, by their bytes; afterwards, by their usage. Prices are genai-prices' batch prices.
+
+`genai-prices` answers a wrong context or an unknown model quietly or slowly, so prices are asked once a model and prompt size, for a
+million tokens of each kind, and refused where they are not below the standard price.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache
+
+from genai_prices import Usage, calc_price
+
+LONG_PROMPT_TOKENS = 100_000
+WORST_BYTES_PER_TOKEN = 2
+EXPECTED_BYTES_PER_TOKEN = 3.5
+ASSUMED_OUTPUT_SHARE = 0.25
+_MILLION = 1_000_000
+_NANO_PER_USD = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPrices:
+    """Prices of one model for one size of prompt, in nano-USD a million tokens, at batch price."""
+
+    input: int
+    output: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEstimate:
+    """What asking one task's requests may cost.
+
+    Attributes:
+        requests: How many.
+        worst_input_tokens: At 2 bytes a token.
+        expected_input_tokens: At 3.5 bytes a token.
+        worst_output_tokens: At `max_tokens` each.
+        expected_output_tokens: At the task's own mean so far, else at a quarter of `max_tokens`.
+        worst_nano_usd: None where the model has no price.
+        expected_nano_usd: None where the model has no price.
+        assumption: What the expected figures rest on, in words.
+    """
+
+    requests: int
+    worst_input_tokens: int
+    expected_input_tokens: int
+    worst_output_tokens: int
+    expected_output_tokens: int
+    worst_nano_usd: int | None
+    expected_nano_usd: int | None
+    assumption: str
+
+
+class Estimator:
+    """Adds up what one task's requests may cost.
+
+    Args:
+        model: The task's.
+        max_tokens: The task's.
+        mean_output_tokens: Of the task's answers so far, None for none.
+    """
+
+    def __init__(self, model: str, max_tokens: int, mean_output_tokens: float | None) -> None:
+        self._model = model
+        self._max_tokens = max_tokens
+        self._short, self._long = unit_prices(model, long_prompt=False), unit_prices(model, long_prompt=True)
+        self._output_tokens = mean_output_tokens if mean_output_tokens is not None else max_tokens * ASSUMED_OUTPUT_SHARE
+        source = "the mean of this task's answers so far" if mean_output_tokens is not None else f"a quarter of max_tokens={max_tokens}"
+        self._assumption = (
+            f"{EXPECTED_BYTES_PER_TOKEN} bytes a token of input; {self._output_tokens:,.0f} tokens of output a request, {source}"
+        )
+        self._requests = self._worst_input = self._expected_input = self._worst_nano = 0
+        self._expected_nano = 0.0
+
+    def add(self, params_bytes: int) -> int | None:
+        """Count a request; return what it may cost at most, in nano-USD, None where the model has no price."""
+        worst_input = -(-params_bytes // WORST_BYTES_PER_TOKEN)
+        expected_input = math.ceil(params_bytes / EXPECTED_BYTES_PER_TOKEN)
+        self._requests += 1
+        self._worst_input += worst_input
+        self._expected_input += expected_input
+        worst_prices = self._long if worst_input > LONG_PROMPT_TOKENS else self._short
+        prices = self._long if expected_input > LONG_PROMPT_TOKENS else self._short
+        if worst_prices is None or prices is None:
+            return None
+        worst = -(-(worst_input * worst_prices.input + self._max_tokens * worst_prices.output) // _MILLION)
+        self._worst_nano += worst
+        self._expected_nano += (expected_input * prices.input + self._output_tokens * prices.output) / _MILLION
+        return worst
+
+    def finish(self) -> TaskEstimate:
+        """Return the sums."""
+        priced = self._short is not None
+        return TaskEstimate(
+            requests=self._requests,
+            worst_input_tokens=self._worst_input,
+            expected_input_tokens=self._expected_input,
+            worst_output_tokens=self._requests * self._max_tokens,
+            expected_output_tokens=round(self._requests * self._output_tokens),
+            worst_nano_usd=self._worst_nano if priced else None,
+            expected_nano_usd=round(self._expected_nano) if priced else None,
+            assumption=self._assumption,
+        )
+
+
+def price_usage(
+    model: str, *, input_tokens: int, output_tokens: int, cache_read_tokens: int, cache_write_5m_tokens: int, cache_write_1h_tokens: int
+) -> int | None:
+    """Return the cost of one answer in nano-USD at batch price, None where the model has no known price.
+
+    Args:
+        model: As the answer names it.
+        input_tokens: Prompt tokens less cache reads and writes, as the API's usage says.
+        output_tokens: Thinking included.
+        cache_read_tokens: Read from the cache.
+        cache_write_5m_tokens: Written for five minutes.
+        cache_write_1h_tokens: Written for an hour.
+    """
+    prompt = input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens
+    prices = unit_prices(model, long_prompt=prompt > LONG_PROMPT_TOKENS)
+    if prices is None:
+        return None
+    total = (
+        input_tokens * prices.input
+        + output_tokens * prices.output
+        + cache_read_tokens * prices.cache_read
+        + cache_write_5m_tokens * prices.cache_write_5m
+        + cache_write_1h_tokens * prices.cache_write_1h
+    )
+    return round(total / _MILLION)
+
+
+@cache
+def unit_prices(model: str, *, long_prompt: bool) -> UnitPrices | None:
+    """Return a model's batch prices for prompts of at most, or of more than, 100,000 tokens; None where they are not known."""
+    # Enough of each kind that the whole prompt is on the wanted side of the limit.
+    tokens = LONG_PROMPT_TOKENS * 10 if long_prompt else LONG_PROMPT_TOKENS // 10
+    kinds = {
+        "input": Usage(input_tokens=tokens),
+        "cache_read": Usage(input_tokens=tokens, cache_read_tokens=tokens),
+        "cache_write_5m": Usage(input_tokens=tokens, cache_write_tokens=tokens, cache_write_5m_tokens=tokens),
+        "cache_write_1h": Usage(input_tokens=tokens, cache_write_tokens=tokens, cache_write_1h_tokens=tokens),
+    }
+    found = {}
+    try:
+        for kind, usage in kinds.items():
+            batch = _price(usage, model, batch=True)
+            if batch >= _price(usage, model, batch=False):
+                return None
+            found[kind] = _per_million(batch, tokens)
+        with_output = Usage(input_tokens=tokens, output_tokens=tokens)
+        output = _price(with_output, model, batch=True) - _price(kinds["input"], model, batch=True)
+    except LookupError:
+        return None
+    return UnitPrices(output=_per_million(output, tokens), **found)
+
+
+def _price(usage: Usage, model: str, *, batch: bool) -> Decimal:
+    context = {"processing": "batch"} if batch else None
+    price = calc_price(usage, model, provider_id="anthropic", genai_request_timestamp=datetime.now(UTC), price_context=context)
+    return Decimal(price.total_price)
+
+
+def _per_million(usd: Decimal, tokens: int) -> int:
+    return round(usd * _NANO_PER_USD * _MILLION / tokens)

@@ -1,0 +1,216 @@
+"""Execute: start admitted runs, wait until every run that holds a wanted key is done, and settle the runs of the dead.
+
+The store decides, Temporal drives: a run is over when `done/{n}.json` is there. A run without `done` whose workflow does not run is
+drained by whoever needs its keys: the same driver settles what is open and buys nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
+from claude_batch_dagster.core.errors import RootError
+from claude_batch_dagster.core.records import DoneRecord, LogEntry
+from claude_batch_dagster.core.submission import Mode
+from claude_batch_dagster.storage.plans import read_done
+from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.verbs.connection import Connection, connect
+
+LOOK_EVERY_S = 0.5
+ASK_TEMPORAL_EVERY_S = 3.0
+DRAIN_AFTER_S = 60.0
+NO_WORKER_AFTER_S = 15.0
+RPC_TIMEOUT = timedelta(seconds=5)
+
+
+@dataclass(slots=True, kw_only=True)
+class Watched:
+    """A run that is waited for.
+
+    Attributes:
+        progress: As the workflow last told; None before it did.
+        done: Set once the run is over.
+        idle_since_s: When its workflow was first seen not to run, on the monotonic clock.
+    """
+
+    entry: LogEntry
+    progress: Progress | None = None
+    done: DoneRecord | None = None
+    idle_since_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """The runs that one client waits for; `look` is called in a loop.
+
+    Attributes:
+        drain_after_s: How long a workflow may be gone before its run is drained.
+        notes: Lines for people that were not shown yet.
+    """
+
+    client: Client
+    connection: Connection
+    store: Store
+    runs: list[Watched]
+    drain_after_s: float = DRAIN_AFTER_S
+    notes: list[str] = field(default_factory=list)
+    _asked_at_s: float = float("-inf")
+    _worker_seen_s: float = field(default_factory=time.monotonic)
+    _missing_worker_said: bool = False
+
+    @property
+    def open(self) -> list[Watched]:
+        """The runs that are not over."""
+        return [run for run in self.runs if run.done is None]
+
+    async def look(self) -> None:
+        """Look once: at `done` in the store, and every few seconds at Temporal."""
+        for run in self.open:
+            run.done = read_done(self.store, run.entry.number)
+        now_s = time.monotonic()
+        if not self.open or now_s - self._asked_at_s < ASK_TEMPORAL_EVERY_S:
+            return
+        self._asked_at_s = now_s
+        try:
+            has_worker = await self._look_for_worker(now_s)
+            for run in self.open:
+                await self._look_at_workflow(run, now_s, has_worker=has_worker)
+        except RPCError as error:
+            # The server may be restarting; the run goes on there, and the next look tells.
+            self._note_once(f"Temporal at {self.connection.address} does not answer ({error.status.name}); still waiting.")
+
+    async def _look_at_workflow(self, run: Watched, now_s: float, *, has_worker: bool) -> None:
+        handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
+        if await _is_running(handle):
+            run.idle_since_s = None
+            if has_worker:
+                run.progress = await _query(handle) or run.progress
+            return
+        run.idle_since_s = run.idle_since_s or now_s
+        run.done = read_done(self.store, run.entry.number)
+        if run.done is None and now_s - run.idle_since_s >= self.drain_after_s:
+            run.idle_since_s = None
+            self.notes.append(f"Batch run {run.entry.label} has no workflow any more: it is settled without buying anything.")
+            await start_run(self.client, self.connection, self.store, run.entry, Mode.DRAIN)
+
+    async def _look_for_worker(self, now_s: float) -> bool:
+        request = DescribeTaskQueueRequest(
+            namespace=self.connection.namespace,
+            task_queue=TaskQueue(name=self.connection.task_queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+        found = await self.client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
+        if found.pollers:
+            self._worker_seen_s = now_s
+        elif now_s - self._worker_seen_s >= NO_WORKER_AFTER_S:
+            self._note_once(
+                f"No worker polls the task queue {self.connection.task_queue!r} at {self.connection.address} "
+                f"(namespace {self.connection.namespace}); still waiting. Start one: claude-batch worker"
+            )
+        return bool(found.pollers)
+
+    def _note_once(self, text: str) -> None:
+        if not self._missing_worker_said:
+            self._missing_worker_said = True
+            self.notes.append(text)
+
+
+async def open_watch(connection: Connection, store: Store, entries: Sequence[LogEntry], drain_after_s: float = DRAIN_AFTER_S) -> Watch:
+    """Connect to Temporal, to wait for these runs.
+
+    Raises:
+        TemporalUnavailableError: Transient. No server answers.
+    """
+    runs = [Watched(entry=entry) for entry in entries]
+    return Watch(client=await connect(connection), connection=connection, store=store, runs=runs, drain_after_s=drain_after_s)
+
+
+async def start_run(client: Client, connection: Connection, store: Store, entry: LogEntry, mode: Mode) -> None:
+    """Start a run's workflow; one that runs already is left alone."""
+    tasks = ", ".join(task.name for task in entry.tasks)
+    await client.start_workflow(
+        WORKFLOW_TYPE,
+        RunInput(root=store.uri, number=entry.number, run_id=entry.run_id, mode=mode),
+        id=workflow_id(entry.run_id),
+        task_queue=connection.task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        static_summary=f"batch run {entry.label}: {tasks}",
+        static_details=(
+            f"{entry.keys.count:,} requests in {len(entry.shards)} batches, endpoint {entry.endpoint}\n\n"
+            f"- source: {entry.source.uri}\n- root: {store.uri}\n- mode: {mode.value}"
+        ),
+        memo={"dagster_run_id": entry.owner.dagster_run_id or ""},
+    )
+
+
+async def cancel_run(connection: Connection, store: Store, entry: LogEntry, timeout_s: float | None = None) -> DoneRecord | None:
+    """Cancel a run: its batches are canceled at the vendor, what they answered is collected, nothing more is sent.
+
+    Args:
+        connection: Where its workflow runs, or will: a run whose workflow is gone is drained.
+        store: The root.
+        entry: The run.
+        timeout_s: How long to wait for its end, None for as long as it takes.
+
+    Returns:
+        How it ended, None where it had not within `timeout_s`.
+    """
+    if done := read_done(store, entry.number):
+        return done
+    watch = await open_watch(connection, store, [entry], drain_after_s=0)
+    handle = watch.client.get_workflow_handle(workflow_id(entry.run_id))
+    if not await _is_running(handle):
+        await start_run(watch.client, connection, store, entry, Mode.DRAIN)
+    # A workflow that is canceled before its first task runs no code of its own, so it could not settle anything.
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    while await _query(handle) is None and (deadline_s is None or time.monotonic() < deadline_s):
+        await asyncio.sleep(LOOK_EVERY_S)
+        if done := read_done(store, entry.number):
+            return done
+    try:
+        await handle.cancel(rpc_timeout=RPC_TIMEOUT)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+    while watch.open and (deadline_s is None or time.monotonic() < deadline_s):
+        await watch.look()
+        await asyncio.sleep(LOOK_EVERY_S)
+    return watch.runs[0].done
+
+
+def check_concluded(entry: LogEntry, done: DoneRecord) -> None:
+    """Raise RootError where a run's own count does not add up: an answer would be missing silently."""
+    if sum(done.rows.values()) != entry.keys.count:
+        raise RootError(
+            f"Batch run {entry.label} concluded {sum(done.rows.values()):,} of its {entry.keys.count:,} requests. Nothing was written. "
+            "Please report this with the root's log/, rounds/ and submissions/."
+        )
+
+
+async def _is_running(handle: WorkflowHandle[object, object]) -> bool:
+    try:
+        description = await handle.describe(rpc_timeout=RPC_TIMEOUT)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return description.status is WorkflowExecutionStatus.RUNNING
+
+
+async def _query(handle: WorkflowHandle[object, object]) -> Progress | None:
+    try:
+        told: Progress = await handle.query(PROGRESS_QUERY, result_type=Progress, rpc_timeout=RPC_TIMEOUT)
+        return told
+    except RPCError:
+        # Between two workers, or before the first workflow task; the next look asks again.
+        return None

@@ -1,0 +1,93 @@
+"""What one invocation is asked to do: a source, tasks, outputs and limits. All four verbs read it; nothing changes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from claude_batch_dagster.core.errors import TaskError, UsageError
+from claude_batch_dagster.core.records import RootRecord
+from claude_batch_dagster.core.request import short_name
+from claude_batch_dagster.core.shard import MAX_REQUESTS
+from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.output import Marker
+from claude_batch_dagster.storage.source import ParquetDataset
+
+DEFAULT_MAX_IN_FLIGHT_BATCHES = 2
+"""Two full batches fill the smallest tier's queue of 200,000 requests (platform.claude.com rate limits, checked 2026-11-22)."""
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One task and where its rows go.
+
+    Attributes:
+        output: URI of the folder of this output alone.
+        columns: What it carries of the source: `key`, `all`, or names.
+    """
+
+    task: ClaudeTask
+    output: str
+    columns: str | Sequence[str] = "key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one invocation is asked to do.
+
+    Attributes:
+        root: URI of the root, `/simulated` included where the work is simulated.
+        endpoint: Whose answers: `anthropic`, `simulator`, or `host_port`.
+        temporal_namespace: Pinned in the root with the endpoint.
+        partitions: Of the source, None for all that it has.
+        max_cost_usd: Compared with the worst case before anything is admitted; None for no cap.
+        max_requests_per_batch: 1 to 100,000.
+        max_in_flight_batches: Batches submitted and not collected at once, at least 1.
+        max_attempts: How often a request is asked at most in one run.
+        replace: Whether an output that is not ours, or another endpoint's, may be replaced.
+        dagster_run_id: For people, in the log.
+    """
+
+    root: str
+    endpoint: str
+    temporal_namespace: str
+    source: ParquetDataset
+    targets: tuple[Target, ...]
+    partitions: tuple[str, ...] | None = None
+    max_cost_usd: float | None = None
+    max_requests_per_batch: int = MAX_REQUESTS
+    max_in_flight_batches: int = DEFAULT_MAX_IN_FLIGHT_BATCHES
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    replace: bool = False
+    dagster_run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if not self.targets:
+            raise UsageError("There is no task. Nothing was sent. Give at least one.")
+        limits = (
+            ("max_requests_per_batch", self.max_requests_per_batch, 1, MAX_REQUESTS),
+            ("max_in_flight_batches", self.max_in_flight_batches, 1, 1_000),
+            ("max_attempts", self.max_attempts, 1, 10),
+        )
+        for name, value, least, most in limits:
+            if not least <= value <= most:
+                raise UsageError(f"{name} is {value:,}; {least:,} to {most:,} are possible. Nothing was sent.")
+        if self.max_cost_usd is not None and not self.max_cost_usd >= 0:
+            raise UsageError(f"max_cost_usd is {self.max_cost_usd}; it cannot be negative. Nothing was sent.")
+        names = [short_name(target.task.name) for target in self.targets]
+        twins = [target.task.name for target in self.targets if names.count(short_name(target.task.name)) > 1]
+        if twins:
+            raise TaskError(
+                f"The tasks {' and '.join(twins)} have the same first 22 characters, which every custom_id carries. Nothing was sent. Rename one."
+            )
+        outputs = [target.output for target in self.targets]
+        if len(set(outputs)) < len(outputs):
+            raise UsageError(f"Two tasks write to {max(outputs, key=outputs.count)}. Nothing was sent. Give each a folder of its own.")
+
+    def marker(self) -> Marker:
+        """Return what claims an output of this job."""
+        return Marker(source=self.source.uri, endpoint=self.endpoint, partition_column=self.source.partition_column)
+
+    def root_record(self, root_id: str) -> RootRecord:
+        """Return what pins the root for this job."""
+        return RootRecord(root_id=root_id, endpoint=self.endpoint, temporal_namespace=self.temporal_namespace)
