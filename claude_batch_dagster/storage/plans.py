@@ -1,6 +1,6 @@
 """The records of runs: the plan log, shard logs, rounds, `done`; and the staged files beside them.
 
-Contract (PROTOCOL in docs/reliability.md):
+Contract:
 - `log/` is one sequence 1, 2, ... without gaps: the next number is taken put-if-absent, so admission has one total order.
 - A shard's log is a sequence 0, 1, ... in the same manner.
 - `done/{n}` is written after everything that it speaks of; whoever lists `log/` and `done/` first and reads answers afterwards
