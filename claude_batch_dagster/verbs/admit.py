@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 
 from claude_batch_dagster.core.records import CostRange, KeysRef, LogEntry, Owner, ShardRef, SourceRef, TaskRef
 from claude_batch_dagster.core.request import parse_custom_id, short_name
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id, params_bytes
 from claude_batch_dagster.storage.keys import KeySet, OwnedKeys, owned_keys_path, pack_keys, read_owned_keys
 from claude_batch_dagster.storage.plans import admit_entry, read_entry, read_log
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.verbs.estimate import Estimator
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan
 
@@ -73,19 +74,19 @@ def _restage(
     job: Job, store: Store, run_id: str, shards: tuple[ShardRef, ...], lost: dict[str, KeySet]
 ) -> tuple[tuple[ShardRef, ...], KeysRef | None]:
     """Stage the requests again that are still ours. The old files stay behind as garbage that no record names."""
-    task_keys = {short_name(target.task.name): target.task.task_key for target in job.targets}
+    tasks = {short_name(target.task.name): target.task for target in job.targets}
+    estimators = {name: Estimator(task.model, task.max_tokens, None) for name, task in tasks.items()}
     with store.scratch() as scratch:
         stager = ShardStager(store, run_id=run_id, round_number=1, scratch=scratch, max_requests=job.max_requests_per_batch)
         owned = OwnedKeys(scratch / "owned_keys.parquet")
         for shard in shards:
-            share = None if shard.worst_nano_usd is None else -(-shard.worst_nano_usd // shard.requests)
             for line in iter_lines(store.stream(shard.path)):
                 identity = parse_custom_id(line_custom_id(line))
-                task_key = task_keys[identity.name]
+                task_key = tasks[identity.name].task_key
                 key = pack_keys([bytes.fromhex(identity.request_key)])
                 if lost[task_key].contains(key)[0]:
                     continue
-                place = stager.add(line, share)
+                place = stager.add(line, estimators[identity.name].add(params_bytes(line)))
                 assert place is not None, "it had a place before"
                 owned.append(task_key, key, [place.shard], [place.position])
         left = stager.finish()
@@ -97,6 +98,9 @@ def _restage(
 
 
 def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], keys: KeysRef) -> LogEntry:
+    # Of what is left after lost races.
+    worst = [shard.worst_nano_usd for shard in shards]
+    expected = plan.expected_nano_usd
     return LogEntry(
         run_id=plan.run_id,
         number=number,
@@ -108,8 +112,8 @@ def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], k
         keys=keys,
         shards=shards,
         cost_nano_usd=CostRange(
-            expected=plan.expected_nano_usd,
-            worst=plan.worst_nano_usd,
+            expected=None if expected is None else round(expected * keys.count / plan.total.asked),
+            worst=None if None in worst else sum(cost or 0 for cost in worst),
             cap=None if job.max_cost_usd is None else round(job.max_cost_usd * 1_000_000_000),
         ),
         max_attempts=job.max_attempts,

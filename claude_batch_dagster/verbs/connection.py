@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ class Connection:
         address: `host:port` of the gRPC front end.
         ui_url: Of Temporal's UI without a trailing slash, None where none is known.
         external: Whether Temporal's own configuration (TLS, API key, ...) applies; the embedded server has none.
+        start: Starts the server and returns its address, where it is started by the first `connect` (`lazy_connection`).
     """
 
     address: str
@@ -33,6 +34,7 @@ class Connection:
     task_queue: str = DEFAULT_TASK_QUEUE
     ui_url: str | None = None
     external: bool = False
+    start: Callable[[], str] | None = None
 
     def workflow_url(self, workflow_id: str) -> str | None:
         """Return the page of a workflow in Temporal's UI, None where no UI is known."""
@@ -50,7 +52,7 @@ def external_connection(environ: Mapping[str, str] = os.environ) -> Connection |
     """Return the connection that Temporal's own configuration names (TEMPORAL_ADDRESS, a profile), None where it names none."""
     from temporalio.envconfig import ClientConfigProfile
 
-    profile = ClientConfigProfile.load(override_env_vars=environ)
+    profile = ClientConfigProfile.load(override_env_vars=dict(environ))
     if not profile.address:
         return None
     ui_url = environ.get("CLAUDE_BATCH_TEMPORAL_UI")
@@ -61,6 +63,16 @@ def external_connection(environ: Mapping[str, str] = os.environ) -> Connection |
         ui_url=ui_url.rstrip("/") if ui_url else None,
         external=True,
     )
+
+
+def lazy_connection(start: Callable[[], str], environ: Mapping[str, str] = os.environ) -> Connection:
+    """Return a connection whose server is started when it is first needed: a job that asks nothing needs none.
+
+    Args:
+        start: Starts the embedded server (again: returns the same one) and returns its address.
+        environ: The environment.
+    """
+    return Connection(address="embedded", task_queue=task_queue_of(environ), start=start)
 
 
 async def connect(connection: Connection, timeout_s: float = CONNECT_TIMEOUT_S) -> "Client":
@@ -74,7 +86,8 @@ async def connect(connection: Connection, timeout_s: float = CONNECT_TIMEOUT_S) 
     from temporalio.service import RPCError
 
     settings = ClientConfig.load_client_connect_config() if connection.external else {}
-    settings["target_host"] = connection.address
+    address = connection.start() if connection.start else connection.address
+    settings["target_host"] = address
     settings["namespace"] = connection.namespace
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -83,8 +96,8 @@ async def connect(connection: Connection, timeout_s: float = CONNECT_TIMEOUT_S) 
         except (RuntimeError, RPCError) as error:
             if time.monotonic() >= deadline_s:
                 raise TemporalUnavailableError(
-                    f"The Temporal server at {connection.address} (namespace {connection.namespace}) did not answer for {timeout_s:g} s: "
+                    f"The Temporal server at {address} (namespace {connection.namespace}) did not answer for {timeout_s:g} s: "
                     f"{error}. What was admitted is kept. Start the server, or correct TEMPORAL_ADDRESS (unset, a local server is started).",
-                    address=connection.address,
+                    address=address,
                 ) from error
         await asyncio.sleep(RETRY_EVERY_S)

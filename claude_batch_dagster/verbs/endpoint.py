@@ -81,7 +81,9 @@ def _name_endpoint(base_url: str) -> str:
 
 def _server_header(base_url: str, host: str) -> str:
     try:
-        with urllib.request.urlopen(base_url, timeout=PROBE_TIMEOUT_S) as reply:
+        # A proxy is for the world, not for this machine.
+        handlers = [urllib.request.ProxyHandler({})] if host in LOOPBACK_HOSTS else []
+        with urllib.request.build_opener(*handlers).open(base_url, timeout=PROBE_TIMEOUT_S) as reply:
             return str(reply.headers.get("server", "")).lower()
     except urllib.error.HTTPError as refusal:
         with refusal:

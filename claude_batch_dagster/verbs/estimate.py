@@ -12,7 +12,10 @@ from functools import cache
 
 from genai_prices import Usage, calc_price
 
-LONG_PROMPT_TOKENS = 100_000
+PROMPT_STEPS_TOKENS = (100_000, 200_000)
+"""Prompts above these have another price with some models."""
+_PROBES_TOKENS = (10_000, 150_000, 1_000_000)
+"""Enough tokens of one kind that the whole prompt is on the wanted side of each step."""
 WORST_BYTES_PER_TOKEN = 2
 EXPECTED_BYTES_PER_TOKEN = 3.5
 ASSUMED_OUTPUT_SHARE = 0.25
@@ -68,7 +71,6 @@ class Estimator:
     def __init__(self, model: str, max_tokens: int, mean_output_tokens: float | None) -> None:
         self._model = model
         self._max_tokens = max_tokens
-        self._short, self._long = unit_prices(model, long_prompt=False), unit_prices(model, long_prompt=True)
         self._output_tokens = mean_output_tokens if mean_output_tokens is not None else max_tokens * ASSUMED_OUTPUT_SHARE
         source = "the mean of this task's answers so far" if mean_output_tokens is not None else f"a quarter of max_tokens={max_tokens}"
         self._assumption = (
@@ -84,8 +86,7 @@ class Estimator:
         self._requests += 1
         self._worst_input += worst_input
         self._expected_input += expected_input
-        worst_prices = self._long if worst_input > LONG_PROMPT_TOKENS else self._short
-        prices = self._long if expected_input > LONG_PROMPT_TOKENS else self._short
+        worst_prices, prices = unit_prices(self._model, worst_input), unit_prices(self._model, expected_input)
         if worst_prices is None or prices is None:
             return None
         worst = -(-(worst_input * worst_prices.input + self._max_tokens * worst_prices.output) // _MILLION)
@@ -95,7 +96,7 @@ class Estimator:
 
     def finish(self) -> TaskEstimate:
         """Return the sums."""
-        priced = self._short is not None
+        priced = unit_prices(self._model, 0) is not None
         return TaskEstimate(
             requests=self._requests,
             worst_input_tokens=self._worst_input,
@@ -122,7 +123,7 @@ def price_usage(
         cache_write_1h_tokens: Written for an hour.
     """
     prompt = input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens
-    prices = unit_prices(model, long_prompt=prompt > LONG_PROMPT_TOKENS)
+    prices = unit_prices(model, prompt)
     if prices is None:
         return None
     total = (
@@ -135,11 +136,14 @@ def price_usage(
     return round(total / _MILLION)
 
 
+def unit_prices(model: str, prompt_tokens: int) -> UnitPrices | None:
+    """Return a model's batch prices for a prompt of this size, caches included; None where they are not known."""
+    return _prices_of_step(model, sum([prompt_tokens > limit for limit in PROMPT_STEPS_TOKENS]))
+
+
 @cache
-def unit_prices(model: str, *, long_prompt: bool) -> UnitPrices | None:
-    """Return a model's batch prices for prompts of at most, or of more than, 100,000 tokens; None where they are not known."""
-    # Enough of each kind that the whole prompt is on the wanted side of the limit.
-    tokens = LONG_PROMPT_TOKENS * 10 if long_prompt else LONG_PROMPT_TOKENS // 10
+def _prices_of_step(model: str, step: int) -> UnitPrices | None:
+    tokens = _PROBES_TOKENS[step]
     kinds = {
         "input": Usage(input_tokens=tokens),
         "cache_read": Usage(input_tokens=tokens, cache_read_tokens=tokens),

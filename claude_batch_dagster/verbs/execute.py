@@ -5,8 +5,10 @@ drained by whoever needs its keys: the same driver settles what is open and buys
 """
 
 import asyncio
+import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -19,7 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
 from claude_batch_dagster.core.errors import RootError
-from claude_batch_dagster.core.records import DoneRecord, LogEntry
+from claude_batch_dagster.core.records import DoneRecord, LogEntry, Owner
 from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.plans import read_done
 from claude_batch_dagster.storage.store import Store
@@ -28,6 +30,7 @@ from claude_batch_dagster.verbs.connection import Connection, connect
 LOOK_EVERY_S = 0.5
 ASK_TEMPORAL_EVERY_S = 3.0
 DRAIN_AFTER_S = 60.0
+DEAD_OWNER_DRAIN_AFTER_S = 2.0
 NO_WORKER_AFTER_S = 15.0
 RPC_TIMEOUT = timedelta(seconds=5)
 
@@ -54,6 +57,7 @@ class Watch:
 
     Attributes:
         drain_after_s: How long a workflow may be gone before its run is drained.
+        ask_every_s: How often Temporal is asked.
         notes: Lines for people that were not shown yet.
     """
 
@@ -62,10 +66,11 @@ class Watch:
     store: Store
     runs: list[Watched]
     drain_after_s: float = DRAIN_AFTER_S
+    ask_every_s: float = ASK_TEMPORAL_EVERY_S
     notes: list[str] = field(default_factory=list)
     _asked_at_s: float = float("-inf")
     _worker_seen_s: float = field(default_factory=time.monotonic)
-    _missing_worker_said: bool = False
+    _said: set[str] = field(default_factory=set)
 
     @property
     def open(self) -> list[Watched]:
@@ -77,7 +82,7 @@ class Watch:
         for run in self.open:
             run.done = read_done(self.store, run.entry.number)
         now_s = time.monotonic()
-        if not self.open or now_s - self._asked_at_s < ASK_TEMPORAL_EVERY_S:
+        if not self.open or now_s - self._asked_at_s < self.ask_every_s:
             return
         self._asked_at_s = now_s
         try:
@@ -97,8 +102,9 @@ class Watch:
             return
         run.idle_since_s = run.idle_since_s or now_s
         run.done = read_done(self.store, run.entry.number)
-        if run.done is None and now_s - run.idle_since_s >= self.drain_after_s:
-            run.idle_since_s = None
+        patience_s = min(self.drain_after_s, DEAD_OWNER_DRAIN_AFTER_S) if _is_dead(run.entry.owner) else self.drain_after_s
+        if run.done is None and now_s - run.idle_since_s >= patience_s:
+            run.idle_since_s = run.progress = None
             self.notes.append(f"Batch run {run.entry.label} has no workflow any more: it is settled without buying anything.")
             await start_run(self.client, self.connection, self.store, run.entry, Mode.DRAIN)
 
@@ -119,8 +125,8 @@ class Watch:
         return bool(found.pollers)
 
     def _note_once(self, text: str) -> None:
-        if not self._missing_worker_said:
-            self._missing_worker_said = True
+        if text not in self._said:
+            self._said.add(text)
             self.notes.append(text)
 
 
@@ -153,7 +159,9 @@ async def start_run(client: Client, connection: Connection, store: Store, entry:
     )
 
 
-async def cancel_run(connection: Connection, store: Store, entry: LogEntry, timeout_s: float | None = None) -> DoneRecord | None:
+async def cancel_run(
+    connection: Connection, store: Store, entry: LogEntry, *, timeout_s: float | None = None, on_note: Callable[[str], None] | None = None
+) -> DoneRecord | None:
     """Cancel a run: its batches are canceled at the vendor, what they answered is collected, nothing more is sent.
 
     Args:
@@ -161,31 +169,53 @@ async def cancel_run(connection: Connection, store: Store, entry: LogEntry, time
         store: The root.
         entry: The run.
         timeout_s: How long to wait for its end, None for as long as it takes.
+        on_note: Told what is worth saying meanwhile.
 
     Returns:
         How it ended, None where it had not within `timeout_s`.
     """
-    if done := read_done(store, entry.number):
-        return done
+    began_s = time.monotonic()
     watch = await open_watch(connection, store, [entry], drain_after_s=0)
-    handle = watch.client.get_workflow_handle(workflow_id(entry.run_id))
-    if not await _is_running(handle):
-        await start_run(watch.client, connection, store, entry, Mode.DRAIN)
-    # A workflow that is canceled before its first task runs no code of its own, so it could not settle anything.
-    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    while await _query(handle) is None and (deadline_s is None or time.monotonic() < deadline_s):
+    watch.ask_every_s = LOOK_EVERY_S
+    (run,) = watch.runs
+    requested = False
+    while True:
+        await watch.look()
+        for note in watch.notes:
+            if on_note is not None:
+                on_note(note)
+        watch.notes.clear()
+        if run.done is not None or (timeout_s is not None and time.monotonic() - began_s >= timeout_s):
+            return run.done
+        # A workflow that is canceled before its first task runs no code of its own, so it could not settle anything.
+        if run.progress is None:
+            requested = False
+        elif not requested:
+            requested = await _request_cancel(watch.client.get_workflow_handle(workflow_id(entry.run_id)))
         await asyncio.sleep(LOOK_EVERY_S)
-        if done := read_done(store, entry.number):
-            return done
+
+
+def _is_dead(owner: Owner) -> bool:
+    """Tell whether a plan's owner was a process of this machine and is gone: it will not start the run any more."""
+    if owner.host != socket.gethostname():
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+async def _request_cancel(handle: WorkflowHandle[object, object]) -> bool:
     try:
         await handle.cancel(rpc_timeout=RPC_TIMEOUT)
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
-    while watch.open and (deadline_s is None or time.monotonic() < deadline_s):
-        await watch.look()
-        await asyncio.sleep(LOOK_EVERY_S)
-    return watch.runs[0].done
+        return False
+    return True
 
 
 def check_concluded(entry: LogEntry, done: DoneRecord) -> None:

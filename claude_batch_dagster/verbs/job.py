@@ -10,6 +10,7 @@ from claude_batch_dagster.core.shard import MAX_REQUESTS
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.output import Marker
 from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.store import absolute_uri
 
 DEFAULT_MAX_IN_FLIGHT_BATCHES = 2
 """Two full batches fill the smallest tier's queue of 200,000 requests (platform.claude.com rate limits, checked 2026-11-22)."""
@@ -80,7 +81,7 @@ class Job:
             raise TaskError(
                 f"The tasks {' and '.join(twins)} have the same first 22 characters, which every custom_id carries. Nothing was sent. Rename one."
             )
-        outputs = [target.output for target in self.targets]
+        outputs = [absolute_uri(target.output) for target in self.targets]
         if len(set(outputs)) < len(outputs):
             raise UsageError(f"Two tasks write to {max(outputs, key=outputs.count)}. Nothing was sent. Give each a folder of its own.")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import uuid_utils
 
-from claude_batch_dagster.core.errors import RootError, SourceError
+from claude_batch_dagster.core.errors import RootError, SourceError, TaskError
 from claude_batch_dagster.core.records import KeysRef, LogEntry, ShardRef
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.task import ClaudeTask
@@ -205,39 +205,42 @@ class _Planner:
         )
 
     def _check_outputs(self) -> None:
-        schema = self._source.schema()
         for target in self._job.targets:
-            carried = carried_columns(target.columns, self._job.source.key_columns, schema, self._job.source.partition_column)
-            output_schema(target.task, carried, schema)
             check_output(Store(target.output), self._job.marker(), replace=self._job.replace)
-            Renderer(target.task, schema.names)
 
     def _check_source(self) -> dict[str | None, list[SourceFile]]:
         """Return the files of each good partition; remember why the others are not."""
         good: dict[str | None, list[SourceFile]] = {}
         wanted: Iterable[str | None] = self._job.partitions if self._job.partitions is not None else self._source.partition_keys()
+        refused: SourceError | TaskError | None = None
         for partition in wanted:
             try:
-                files = self._source.files_of(partition)
-                if not sum(self._source.row_count(file) for file in files):
-                    place = f"Partition {partition!r} of {self._source.uri}" if partition is not None else f"The source {self._source.uri}"
-                    raise SourceError(f"{place} has zero rows. It was not asked about. Write its rows first, or leave it out.")
-                self._source.check_keys(files)
-                for file in files:
-                    schema = self._source.schema(file)
-                    for target in self._job.targets:
-                        carried_columns(target.columns, self._job.source.key_columns, schema, self._job.source.partition_column)
-                        Renderer(target.task, schema.names)
-                good[partition] = files
-            except SourceError as error:
+                good[partition] = self._check_partition(partition)
+            except (SourceError, TaskError) as error:
                 if partition is None:
                     raise
+                refused = refused or error
                 self._bad[partition] = str(error)
         if not good:
-            raise SourceError(
-                f"None of the {len(self._bad)} partitions of {self._source.uri} can be read. {next(iter(self._bad.values()))}"
-            )
+            text = f"None of the {len(self._bad)} partitions of {self._source.uri} can be asked about. {next(iter(self._bad.values()), '')}"
+            raise (SourceError if refused is None else type(refused))(text.rstrip())
         return good
+
+    def _check_partition(self, partition: str | None) -> list[SourceFile]:
+        source, key = self._source, self._job.source.key_columns
+        files = source.files_of(partition)
+        if not sum(source.row_count(file) for file in files):
+            place = f"Partition {partition!r} of {source.uri}" if partition is not None else f"The source {source.uri}"
+            raise SourceError(f"{place} has zero rows. It was not asked about. Write its rows first, or leave it out.")
+        schema = source.schema(files[0])
+        carried = [carried_columns(target.columns, key, schema, self._job.source.partition_column) for target in self._job.targets]
+        source.check_types(files, sorted({name for names in carried for name in names}))
+        source.check_keys(files)
+        for target, names in zip(self._job.targets, carried, strict=True):
+            output_schema(target.task, names, schema)
+            for file in files:
+                Renderer(target.task, source.schema(file).names)
+        return files
 
     def _read_known(self, snapshot: LogSnapshot) -> dict[str, _Known]:
         known = {

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from claude_batch_dagster.core.errors import SourceError
 from claude_batch_dagster.core.request import Renderer, Request, line_bytes
 from claude_batch_dagster.core.shard import fits_alone
 from claude_batch_dagster.core.task import ClaudeTask
@@ -41,7 +42,12 @@ def render_file(source: Source, file: SourceFile, task: ClaudeTask) -> Iterator[
     columns = list(dict.fromkeys(renderer.columns))
     at = [columns.index(column) for column in renderer.columns]
     for piece in source.pieces(file, columns, PIECE_ROWS):
-        values = [piece.column(i).to_pylist() for i in range(len(columns))]
+        try:
+            values = [piece.column(i).to_pylist() for i in range(len(columns))]
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{source.uri}/{file.path} has text that is not UTF-8 in {', '.join(columns)}: {error.reason}. Nothing was sent from it. Write it again."
+            ) from error
         requests = list(renderer.render(zip(*(values[i] for i in at), strict=True)))
         reasons = [SKIPPED if r is None else None if fits_alone(line_bytes(task.name, r)) else LARGE for r in requests]
         keys = pack_keys([r.key if r is not None and reason is None else None for r, reason in zip(requests, reasons, strict=True)])

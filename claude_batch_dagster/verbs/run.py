@@ -15,7 +15,7 @@ from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs import execute
 from claude_batch_dagster.verbs.admit import admit_plan
 from claude_batch_dagster.verbs.cap import check_cap
-from claude_batch_dagster.verbs.connection import Connection
+from claude_batch_dagster.verbs.connection import Connection, connect
 from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, check_concluded, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan, Tally, plan_job
@@ -89,7 +89,9 @@ def run_job(
     return _Runner(job, connection, on_progress, confirm, on_admitted).run(detach=detach)
 
 
-def cancel_run(root: str, run: str, connection: Connection, timeout_s: float | None = None) -> DoneRecord | None:
+def cancel_run(
+    root: str, run: str, connection: Connection, timeout_s: float | None = None, on_note: Callable[[str], None] | None = None
+) -> DoneRecord | None:
     """Cancel a run by `r42` or its run_id; see `execute.cancel_run`.
 
     Raises:
@@ -99,7 +101,7 @@ def cancel_run(root: str, run: str, connection: Connection, timeout_s: float | N
     entry = find_entry(store, run)
     if entry is None:
         raise UsageError(f"There is no batch run {run} in the root {store.uri}. Nothing was canceled. `claude-batch status` lists them.")
-    return asyncio.run(execute.cancel_run(connection, store, entry, timeout_s))
+    return asyncio.run(execute.cancel_run(connection, store, entry, timeout_s=timeout_s, on_note=on_note))
 
 
 @dataclass(slots=True)
@@ -120,6 +122,9 @@ class _Runner:
     def run(self, *, detach: bool) -> JobResult:
         for _ in range(MAX_PLANS):
             plan = self._plan()
+            if plan.total.asked or plan.waits:
+                # Before admission: what cannot be started must not own keys.
+                asyncio.run(self._reach_temporal())
             admission = admit_plan(self.job, plan)
             if admission.own is not None:
                 self.own.append((admission.own, None))
@@ -134,6 +139,9 @@ class _Runner:
         if detach:
             return self._result(self.first, (), dict(self.first.bad_partitions), detached=True)
         return self._publish(self.first)
+
+    async def _reach_temporal(self) -> None:
+        await connect(self.connection)
 
     def _plan(self) -> Plan:
         self._report(JobProgress(phase="plan"))

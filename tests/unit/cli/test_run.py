@@ -1,0 +1,71 @@
+"""From options to a job, and the question before much is spent."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from claude_batch_dagster.cli import run
+from claude_batch_dagster.cli.progress import PlainProgress
+from claude_batch_dagster.cli.reach import Place
+
+ARGUMENTS = {
+    **{"task": "summarize", "column": "text", "model": None, "labels": None, "max_words": None, "keys": ("id",), "columns": "key"},
+    **{"partition_column": None, "max_cost_usd": None, "max_requests_per_batch": 100, "max_in_flight_batches": 2, "replace": False},
+}
+
+
+def build(folder: Path, *, endpoint: str = "anthropic", **given):
+    place = Place(base=str(folder), root=str(folder / "root"), endpoint=endpoint, simulate=False)
+    return run.build_job(place, {**ARGUMENTS, "source": str(folder / "in"), "output": str(folder / "out"), **given})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for day in ("2026-11-01", "2026-11-02"):
+        file = tmp_path / "in" / f"day={day}" / "part-0.parquet"
+        file.parent.mkdir(parents=True)
+        pq.write_table(pa.table({"id": [1], "text": ["a"]}), file)
+    return tmp_path
+
+
+def ask(monkeypatch, job, *, is_terminal: bool):
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(run.sys, stream, SimpleNamespace(isatty=lambda: is_terminal))
+    return run.confirm_above(PlainProgress(io.StringIO()), job)
+
+
+def planned(worst_nano_usd: int | None):
+    return SimpleNamespace(worst_nano_usd=worst_nano_usd, expected_nano_usd=1, total=SimpleNamespace(asked=5))
+
+
+def test_partition_column_is_found_where_there_is_one_hive_column(folder):
+    assert build(folder).source.partition_column == "day"
+    assert build(folder, source=str(folder / "in" / "day=2026-11-01" / "part-0.parquet")).source.partition_column is None
+
+
+def test_columns_are_a_word_or_a_list(folder):
+    assert build(folder, columns="all").targets[0].columns == "all"
+    assert build(folder, columns="id, text").targets[0].columns == ("id", "text")
+
+
+def test_nobody_is_asked_without_terminal_with_a_cap_or_where_nothing_is_paid(folder, monkeypatch):
+    assert ask(monkeypatch, build(folder), is_terminal=False) is None
+    assert ask(monkeypatch, build(folder, max_cost_usd=50.0), is_terminal=True) is None
+    assert ask(monkeypatch, build(folder, endpoint="simulator"), is_terminal=True) is None
+
+
+def test_person_at_a_terminal_is_asked_above_ten_dollars_and_where_the_price_is_unknown(folder, monkeypatch):
+    confirm = ask(monkeypatch, build(folder), is_terminal=True)
+    assert confirm is not None
+    questions = []
+    monkeypatch.setattr(run.click, "confirm", lambda text, **_: questions.append(text) or len(questions) == 1)
+    assert confirm(planned(10_000_000_000))
+    assert questions == []
+    assert confirm(planned(10_000_000_001))
+    assert "5 requests to claude-haiku-5-5" in questions[0]
+    with pytest.raises(run.NotConfirmedError, match="Nothing was written"):
+        confirm(planned(None))
