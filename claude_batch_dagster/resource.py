@@ -1,0 +1,228 @@
+"""The resource: where the records and outputs lie, what a run may cost, how Temporal is reached. Its `run` is the body of the assets."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from claude_batch_dagster.assets import CHECK_NAME, IO_MANAGER_KEY, AskedAsset, asked_assets
+from claude_batch_dagster.core.shard import MAX_REQUESTS
+from claude_batch_dagster.io_manager import ClaudeBatchIOManager, count_statuses, outputs_folder
+from claude_batch_dagster.metadata import check_result, count_rows, data_version, materialization_metadata
+from claude_batch_dagster.storage.source import Source
+from claude_batch_dagster.storage.store import join_uri
+from claude_batch_dagster.verbs.connection import Connection
+from claude_batch_dagster.verbs.endpoint import default_root, is_simulated, resolve_endpoint, root_for
+from claude_batch_dagster.verbs.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_IN_FLIGHT_BATCHES, Job, Target
+from claude_batch_dagster.waiting import carry_out, connected, external_server, readable_failures
+
+if TYPE_CHECKING:
+    from claude_batch_dagster.verbs.publish import PublishedOutput
+    from claude_batch_dagster.verbs.run import JobResult
+
+RESOURCE_KEY = "claude_batch"
+DEFAULT_MAX_COST_USD = 10.0
+Event = dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult
+
+
+class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Carries out the plans of `@claude_batch_assets`.
+
+    Ranges are checked when a run begins, not here: a field may be a `dg.EnvVar`, whose value is not known before.
+    """
+
+    root: str | None = Field(
+        default=None,
+        description="Folder or URL (s3://, gs://, az://) of the records and responses. Default: CLAUDE_BATCH_ROOT, else .claude_batch. "
+        "Simulated work goes to the folder `simulated` below it.",
+    )
+    output: str | None = Field(
+        default=None,
+        description="Folder or URL below which each asset's output lies, under the asset's key. Default: `output` below the root.",
+    )
+    max_cost_usd: float | None = Field(
+        default=DEFAULT_MAX_COST_USD,
+        description="What one run may cost in the worst case, in USD. A plan above it is refused before anything is sent. None lifts the cap.",
+    )
+    simulate: bool = Field(
+        default=False,
+        description="Ask a simulator instead of Claude: no key, no cost, answers marked [simulated]. CLAUDE_BATCH_SIMULATE=1 does the same.",
+    )
+    replace: bool = Field(
+        default=False, description="Write into an output folder that something else wrote, or that holds another endpoint's answers."
+    )
+    max_requests_per_batch: int = Field(default=MAX_REQUESTS, description="At most so many requests in a Message Batch.")
+    max_in_flight_batches: int = Field(
+        default=DEFAULT_MAX_IN_FLIGHT_BATCHES, description="At most so many batches of a run at the vendor at once."
+    )
+    max_attempts: int = Field(
+        default=DEFAULT_MAX_ATTEMPTS,
+        description="How often a request is asked at most, where the first answer was a passing failure.",
+    )
+    temporal_address: str | None = Field(
+        default=None,
+        description="host:port of your Temporal. Default: TEMPORAL_ADDRESS; without it a server and a worker of the root's own are started.",
+    )
+    temporal_namespace: str | None = Field(default=None, description="Temporal namespace. Default: TEMPORAL_NAMESPACE, else `default`.")
+    task_queue: str | None = Field(
+        default=None, description="Task queue of the workers. Default: CLAUDE_BATCH_TASK_QUEUE, else `claude-batch`."
+    )
+    temporal_ui_url: str | None = Field(default=None, description="Where Temporal's UI is, for links. Default: CLAUDE_BATCH_TEMPORAL_UI.")
+
+    @classmethod
+    def _is_dagster_maintained(cls) -> bool:
+        return False
+
+    def run(self, context: dg.AssetExecutionContext) -> Iterator[Event]:
+        """Ask what is not answered yet about the selected assets and partitions, wait, and publish.
+
+        Yields:
+            A materialization and a check result for each selected asset. Where partitions failed: a materialization for each other
+            partition, before the failure that names them.
+
+        Raises:
+            dg.Failure: Nothing, or not everything, was published; the description says why.
+        """
+        with readable_failures():
+            asked = asked_assets(context.assets_def)
+            selected = {key: asked[key] for key in sorted(context.selected_asset_keys)}
+            if selected:
+                yield from self._materialize(context, selected)
+            else:
+                yield from self._check(context)
+
+    def _materialize(self, context: dg.AssetExecutionContext, selected: Mapping[dg.AssetKey, AskedAsset]) -> Iterator[Event]:
+        source = next(iter(selected.values())).source
+        partitions = tuple(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else None
+        external = external_server(self.temporal_address, self.temporal_namespace, self.task_queue, self.temporal_ui_url)
+        simulate = self.simulate or is_simulated(os.environ)
+        endpoint = self._endpoint(needs_key=external is None)
+        root = root_for(self.root_uri, endpoint)
+        folder = outputs_folder(self.root_uri, self.output, endpoint)
+        with connected(external, root, simulate=simulate) as connection:
+            job = Job(
+                root=root,
+                endpoint=endpoint,
+                temporal_namespace=connection.namespace,
+                source=source,
+                targets=tuple(
+                    Target(task=one.task, output=join_uri(folder, *key.path), columns=one.columns) for key, one in selected.items()
+                ),
+                partitions=partitions,
+                max_cost_usd=self.max_cost_usd,
+                max_requests_per_batch=self.max_requests_per_batch,
+                max_in_flight_batches=self.max_in_flight_batches,
+                max_attempts=self.max_attempts,
+                replace=self.replace,
+                dagster_run_id=context.run.run_id,
+            )
+            result = carry_out(context, job, connection)
+        report = _Report(context=context, job=job, result=result, connection=connection, selected=selected, source=Source(source))
+        if result.failed_partitions:
+            yield from report.partly_published()
+        else:
+            yield from report.published()
+
+    def _check(self, context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        """Look at what is published: a check that is run alone asks nothing."""
+        folder = outputs_folder(self.root_uri, self.output, self._endpoint(needs_key=False))
+        for check in sorted(context.selected_asset_check_keys):
+            yield check_result(check.asset_key, check.name, count_statuses(join_uri(folder, *check.asset_key.path), check.asset_key))
+
+    @property
+    def root_uri(self) -> str:
+        """The root, before simulated work is put apart."""
+        return self.root or default_root(os.environ)
+
+    def _endpoint(self, *, needs_key: bool) -> str:
+        return resolve_endpoint(simulate=self.simulate, environ=os.environ, needs_key=needs_key)
+
+
+def claude_batch_resources(
+    *, root: str | None = None, output: str | None = None, max_cost_usd: float | None = DEFAULT_MAX_COST_USD, simulate: bool = False
+) -> dict[str, object]:
+    """Return the resources of a code location: `claude_batch`, and the IO manager with which downstream assets load the outputs.
+
+    Args:
+        root: Folder or URL of the records and responses; CLAUDE_BATCH_ROOT, else .claude_batch, unless told otherwise.
+        output: Folder or URL of the outputs; `output` below the root unless told otherwise.
+        max_cost_usd: What one run may cost in the worst case, None for no cap.
+        simulate: Ask a simulator instead of Claude.
+    """
+    return {
+        RESOURCE_KEY: ClaudeBatchResource(root=root, output=output, max_cost_usd=max_cost_usd, simulate=simulate),
+        IO_MANAGER_KEY: ClaudeBatchIOManager(root=root, output=output, simulate=simulate),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """Tells Dagster what a job published."""
+
+    context: dg.AssetExecutionContext
+    job: Job
+    result: "JobResult"
+    connection: Connection
+    selected: Mapping[dg.AssetKey, AskedAsset]
+    source: Source
+
+    def published(self) -> Iterator[Event]:
+        """Yield a materialization and a check result for each asset; a range's partitions each get metadata of their own."""
+        for key, one in self.selected.items():
+            outputs = self._outputs(one)
+            versions = self._version(one, outputs)
+            if self.job.partitions is None:
+                yield dg.MaterializeResult(asset_key=key, metadata=self._metadata(key, one, outputs), data_version=versions)
+            else:
+                for output in outputs:
+                    self.context.add_asset_metadata(self._metadata(key, one, [output]), asset_key=key, partition_key=output.partition)
+                yield dg.MaterializeResult(asset_key=key, data_version=versions)
+            yield from self._checked(key, outputs)
+
+    def partly_published(self) -> Iterator[Event]:
+        """Yield a materialization for each partition that was published, then fail and name the others."""
+        for key, one in self.selected.items():
+            outputs = self._outputs(one)
+            for output in outputs:
+                yield dg.AssetMaterialization(
+                    asset_key=key,
+                    partition=output.partition,
+                    metadata=self._metadata(key, one, [output]),
+                    tags={"dagster/data_version": self._version(one, [output]).value},
+                )
+            if outputs:
+                yield from self._checked(key, outputs)
+        failed = self.result.failed_partitions
+        published = len({output.partition for output in self.result.outputs})
+        reasons = "\n".join(f"- {partition}: {reason}" for partition, reason in sorted(failed.items()))
+        raise dg.Failure(
+            description=f"{len(failed)} of {len(failed) + published} partitions were not published: {', '.join(sorted(failed))}. "
+            f"The other {published} were.\n{reasons}",
+            metadata={"claude_batch/failed_partitions": dg.MetadataValue.json(dict(failed))},
+            allow_retries=False,
+        )
+
+    def _outputs(self, one: AskedAsset) -> Sequence["PublishedOutput"]:
+        return [output for output in self.result.outputs if output.task == one.task.name]
+
+    def _version(self, one: AskedAsset, outputs: Sequence["PublishedOutput"]) -> dg.DataVersion:
+        digests = [self.source.digest(file) for output in outputs for file in self.source.files_of(output.partition)]
+        return data_version(self.job.endpoint, one, digests, count_rows(outputs))
+
+    def _metadata(self, key: dg.AssetKey, one: AskedAsset, outputs: Sequence["PublishedOutput"]) -> dict[str, Any]:
+        target = next(target for target in self.job.targets if target.task.name == one.task.name)
+        return materialization_metadata(
+            outputs,
+            self.result,
+            folder=target.output,
+            fields=one.task.fields,
+            connection=self.connection,
+            partitioned=self.job.partitions is not None,
+        )
+
+    def _checked(self, key: dg.AssetKey, outputs: Sequence["PublishedOutput"]) -> Iterator[dg.AssetCheckResult]:
+        if dg.AssetCheckKey(key, CHECK_NAME) in self.context.selected_asset_check_keys:
+            yield check_result(key, CHECK_NAME, count_rows(outputs))
