@@ -84,6 +84,7 @@ class RunState:
         collected: Batches collected so far, over all rounds.
         counts: Of what was collected.
         failure: Why nothing more is sent, None while all is well.
+        max_in_flight_batches: How many shards may be submitted and not collected at once.
     """
 
     round: int = 1
@@ -95,6 +96,7 @@ class RunState:
     collected: int = 0
     counts: Counts = Counts()
     failure: str | None = None
+    max_in_flight_batches: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,11 +91,12 @@ def read_result_line(line: bytes) -> ResultLine:
     """Split a line; raise ValueError where it is no result of any request."""
     try:
         return _decode_line(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        found = _load_leniently(line)
-    if not isinstance(found, dict) or not isinstance(found.get("custom_id"), str) or "result" not in found:
-        raise ValueError("a line without custom_id and result")
-    return ResultLine(found["custom_id"], msgspec.Raw(msgspec.json.encode(found["result"])))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return _convert_line(_load_leniently(line))
+    except (ValueError, RecursionError):
+        raise ValueError("a line without custom_id and result") from None
 
 
 class Decoder:
@@ -204,6 +205,11 @@ class Decoder:
         return _Verdict(Outcome.SUCCEEDED, answer=msgspec.json.encode(value).decode())
 
 
+class _LooseLine(msgspec.Struct, frozen=True):
+    custom_id: str
+    result: object
+
+
 class _Tagged(msgspec.Struct, frozen=True):
     type: str
 
@@ -260,6 +266,11 @@ class _Verdict:
 
 
 _decode_line: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
+
+
+def _convert_line(found: object) -> ResultLine:
+    line = msgspec.convert(found, _LooseLine)
+    return ResultLine(line.custom_id, msgspec.Raw(msgspec.json.encode(line.result)))
 
 
 def _read_result(content: bytes | msgspec.Raw) -> "_Succeeded | _Errored | _Tagged":

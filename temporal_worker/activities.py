@@ -1,0 +1,239 @@
+"""What the workflow asks for, as Temporal's activities. Thin: heartbeats, turns, pauses and failures; the work is done elsewhere.
+
+Every activity may run again after any failure, beside an attempt that is believed dead, and after it has succeeded: each of them reads
+the store first, and writes what others could write too put-if-absent.
+"""
+
+import contextvars
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from temporalio import activity
+from temporalio.exceptions import CancelledError
+
+from claude_batch_dagster.core.contract import (
+    BatchInput,
+    CancelInput,
+    ClosedShards,
+    CloseInput,
+    Counts,
+    FinishInput,
+    OpenedRound,
+    OpenedRun,
+    OpenInput,
+    RoundInput,
+    RunReport,
+    ShardInput,
+    Submitted,
+)
+from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError, RefusedError, VendorUnavailableError
+from temporal_worker.policies import BATCH_IN_PROGRESS, WORKER_BUSY, not_yet, to_failure
+from temporal_worker.vendor import Batch
+
+if TYPE_CHECKING:
+    from temporal_worker.batches import Batches
+    from temporal_worker.collect import Collector
+    from temporal_worker.runs import Runs
+    from temporal_worker.submit import Submitter
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 3.0
+TURN_WAIT_S = 60.0
+BUSY_RETRY_S = 5.0
+LONGEST_POLL_S = 300.0
+CANCELING_POLL_S = 5.0
+POLL_SHARE_OF_AGE = 0.1
+POLL_JITTER = 0.1
+KEY_RETRY_S = 60.0
+FORGOTTEN_AFTER_S = 600.0
+
+
+class BatchActivities:
+    """The worker's activities; `worker.py` hands in what they work with.
+
+    Args:
+        poll_s: The shortest pause between two looks at a batch.
+        submits_at_once: How many bodies are uploaded at a time.
+        collects_at_once: How many batches are collected at a time: memory does not grow with those that wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        runs: "Runs",
+        submitter: "Submitter",
+        collector: "Collector",
+        batches: "Batches",
+        poll_s: float,
+        submits_at_once: int = 2,
+        collects_at_once: int = 2,
+    ) -> None:
+        self._runs = runs
+        self._submitter = submitter
+        self._collector = collector
+        self._batches = batches
+        self._poll_s = poll_s
+        self._submits = threading.BoundedSemaphore(submits_at_once)
+        self._collects = threading.BoundedSemaphore(collects_at_once)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def open_run(self, run: OpenInput) -> OpenedRun:
+        """Idempotent: reads the root, and pins the workspace put-if-absent. A retry costs a few GETs."""
+        with _attempt("opening the run"):
+            return self._runs.open_run(run)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def submit(self, shard: ShardInput) -> Submitted:
+        """Idempotent: the shard's log lets one POST through, whoever asks and however often. A retry costs a GET or two.
+
+        What a killed attempt did is read from the log: its batch, that nothing was created, or that nobody knows.
+        """
+        with _attempt(f"submitting shard {shard.shard}") as report:
+            with _turn(self._submits, f"Shard {shard.shard} waits for other uploads"):
+                return self._submitter.submit(shard, report)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def see_through(self, batch: BatchInput) -> Counts:
+        """Idempotent: looks, and collects an ended batch into the same files each time. A retry costs a GET, or the results again.
+
+        A batch in progress is a benign failure with the pause to the next look: nothing waits, and no event is written.
+        """
+        with _attempt(f"looking at batch {batch.batch_id}", least_retry_s=self._poll_s) as report:
+            found = self._look(batch)
+            if not found.ended:
+                text = _describe_progress(found)
+                report(text)
+                raise not_yet(BATCH_IN_PROGRESS, text, pause_before_next_look(found, self._poll_s, random.random())) from None
+            with _turn(self._collects, f"Batch {batch.batch_id} ended and waits for other batches to be collected"):
+                return self._collector.collect(batch, found, report)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def cancel_batches(self, cancel: CancelInput) -> None:
+        """Idempotent: canceling twice, or after the end, changes nothing. A retry costs a POST a batch."""
+        with _attempt("canceling batches"):
+            failure: ClaudeBatchError | None = None
+            for batch_id in cancel.batch_ids:
+                try:
+                    self._batches.cancel(batch_id)
+                except RefusedError as error:
+                    log.warning("%s It is collected as it ends.", error)
+                except ClaudeBatchError as error:
+                    failure = error
+            if failure is not None:
+                raise failure
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def close_shards(self, close: CloseInput) -> ClosedShards:
+        """Idempotent: closes put-if-absent what is not closed. A retry costs a GET or two a shard."""
+        with _attempt("closing shards"):
+            return self._runs.close_shards(close)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def open_round(self, ask: RoundInput) -> OpenedRound:
+        """Idempotent: the round's record is put-if-absent, and the one that is there counts. A retry stages the same files again."""
+        with _attempt("opening the next round"):
+            return self._runs.open_round(ask)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def finish_run(self, finish: FinishInput) -> RunReport:
+        """Idempotent: `done` is put-if-absent, and the one that is there counts. A retry reads the run's responses again."""
+        with _attempt("finishing the run"):
+            return self._runs.finish_run(finish)
+
+    def _look(self, batch: BatchInput) -> Batch:
+        try:
+            return self._find(batch)
+        except CredentialsError as error:
+            # The batch is paid for: it waits for a worker with a key that works.
+            raise VendorUnavailableError(f"{error} The batch is looked at again later.", retry_after_s=KEY_RETRY_S) from error
+
+    def _find(self, batch: BatchInput) -> Batch:
+        try:
+            return self._batches.get(batch.batch_id)
+        except RefusedError as error:
+            waited_s = (activity.info().current_attempt_scheduled_time - activity.info().scheduled_time).total_seconds()
+            if error.context.get("status") == 404 and waited_s >= FORGOTTEN_AFTER_S and self._runs.has_right_workspace(batch):
+                log.warning("batch %s of run %s was deleted at the vendor: its requests end without a result", batch.batch_id, batch.run_id)
+                return self._runs.lost_batch(batch)
+            # Another workspace's key finds nothing either: what it cannot see is not missing.
+            raise VendorUnavailableError(
+                f"{error} Check that the worker's key belongs to the workspace of this root.", retry_after_s=KEY_RETRY_S
+            ) from error
+
+
+def pause_before_next_look(batch: Batch, least_s: float, chance: float) -> float:
+    """Return the seconds until a batch is looked at again: a tenth of its age, within bounds; longer where the vendor asks so.
+
+    Args:
+        batch: As it was just seen.
+        least_s: The shortest pause.
+        chance: In [0, 1): spreads the looks of many batches by a tenth to either side.
+    """
+    if batch.processing_status == "canceling":
+        # Somebody waits for the end of a cancel, and it is near.
+        least_s = min(least_s, CANCELING_POLL_S)
+    pause_s = max(least_s, min(LONGEST_POLL_S, batch.age_s * POLL_SHARE_OF_AGE))
+    return max(pause_s * (1 + POLL_JITTER * (2 * chance - 1)), batch.retry_after_s or 0.0)
+
+
+def _describe_progress(batch: Batch) -> str:
+    minutes, seconds = divmod(int(batch.age_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    age = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
+    return f"Batch {batch.id} {batch.processing_status.replace('_', ' ')} for {age}: {batch.requests:,} requests"
+
+
+@contextmanager
+def _attempt(what: str, least_retry_s: float | None = None) -> Iterator[Callable[[str], None]]:
+    """Beat while the block runs, so that a dead worker is noticed; turn our errors into Temporal's failures.
+
+    Gives a function that says what is being done. It ends a canceled attempt, so it is called only where that loses nothing.
+    """
+    said = [what]
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_S):
+            activity.heartbeat(said[0])
+
+    def report(text: str) -> None:
+        if activity.is_cancelled():
+            raise CancelledError(f"Canceled: {text}")
+        said[0] = text
+        activity.heartbeat(text)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(beat,), name=f"beat: {what}", daemon=True)
+    thread.start()
+    try:
+        yield report
+    except ClaudeBatchError as error:
+        raise to_failure(error, least_retry_s=least_retry_s) from None
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _turn(turns: threading.BoundedSemaphore, text: str) -> Iterator[None]:
+    """Wait a minute for a turn, then give the thread back and come again."""
+    if not _acquire(turns, activity.is_cancelled):
+        raise not_yet(WORKER_BUSY, text, BUSY_RETRY_S) from None
+    try:
+        yield
+    finally:
+        turns.release()
+
+
+def _acquire(turns: threading.BoundedSemaphore, is_canceled: Callable[[], bool]) -> bool:
+    for _ in range(int(TURN_WAIT_S)):
+        if turns.acquire(timeout=1.0):
+            return True
+        if is_canceled():
+            break
+    return False

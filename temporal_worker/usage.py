@@ -1,0 +1,71 @@
+"""What the batches of a run used, read from what they left in the store."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from claude_batch_dagster.core.records import ModelUsage
+from claude_batch_dagster.core.response import LONG_PROMPT_TOKENS
+from claude_batch_dagster.storage.responses import responses_path
+from claude_batch_dagster.storage.store import Store
+
+TOKEN_COLUMNS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+
+
+def read_usage(store: Store, endpoint: str, task_keys: Sequence[str], batch_ids: Sequence[str]) -> tuple[ModelUsage, ...]:
+    """Sum up by model, prompts over 100,000 tokens apart; requests that no model answered used nothing and are left out."""
+    sums: dict[tuple[str, bool], ModelUsage] = {}
+    for task_key in task_keys:
+        for batch_id in batch_ids:
+            path = responses_path(endpoint, task_key, batch_id)
+            if store.exists(path):
+                for part in _sum_file(store, path):
+                    place = (part.model, part.over_100k)
+                    sums[place] = _add(sums[place], part) if place in sums else part
+    return tuple(sums[place] for place in sorted(sums))
+
+
+def sum_cost(usage: Sequence[ModelUsage]) -> int | None:
+    """Return the cost in nano-USD, None where a model without a price answered."""
+    costs = [part.cost_nano_usd for part in usage]
+    return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+
+def _sum_file(store: Store, path: str) -> list[ModelUsage]:
+    table = pq.read_table(store.open(path), columns=["model", "cost_nano_usd", *TOKEN_COLUMNS])
+    table = table.filter(pc.is_valid(table["model"]))
+    prompt = pc.add(pc.add(table["input_tokens"], table["cache_read_tokens"]), table["cache_write_tokens"])
+    table = table.append_column("over_100k", pc.greater(prompt, LONG_PROMPT_TOKENS))
+    table = table.append_column("unpriced", pc.cast(pc.is_null(table["cost_nano_usd"]), pa.int64()))
+    sums = table.group_by(["model", "over_100k"]).aggregate(
+        [("model", "count"), ("unpriced", "sum"), ("cost_nano_usd", "sum"), *((name, "sum") for name in TOKEN_COLUMNS)]
+    )
+    return [
+        ModelUsage(
+            model=row["model"],
+            over_100k=row["over_100k"],
+            requests=row["model_count"],
+            cost_nano_usd=None if row["unpriced_sum"] else row["cost_nano_usd_sum"],
+            input_tokens=row["input_tokens_sum"],
+            output_tokens=row["output_tokens_sum"],
+            cache_read_tokens=row["cache_read_tokens_sum"],
+            cache_write_tokens=row["cache_write_tokens_sum"],
+        )
+        for row in sums.to_pylist()
+    ]
+
+
+def _add(left: ModelUsage, right: ModelUsage) -> ModelUsage:
+    priced = left.cost_nano_usd is not None and right.cost_nano_usd is not None
+    return ModelUsage(
+        model=left.model,
+        over_100k=left.over_100k,
+        requests=left.requests + right.requests,
+        input_tokens=left.input_tokens + right.input_tokens,
+        output_tokens=left.output_tokens + right.output_tokens,
+        cache_read_tokens=left.cache_read_tokens + right.cache_read_tokens,
+        cache_write_tokens=left.cache_write_tokens + right.cache_write_tokens,
+        cost_nano_usd=(left.cost_nano_usd or 0) + (right.cost_nano_usd or 0) if priced else None,
+    )

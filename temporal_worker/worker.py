@@ -1,0 +1,200 @@
+"""Wires the worker's parts and runs it until it is told to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from claude_batch_dagster.core.contract import DEFAULT_TASK_QUEUE
+from claude_batch_dagster.core.errors import CredentialsError, TemporalUnavailableError, TransientError, UsageError
+from claude_batch_dagster.core.response import PriceUsage
+from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.verbs.endpoint import is_simulated
+from claude_batch_dagster.verbs.estimate import price_usage
+from temporal_worker.activities import BatchActivities
+from temporal_worker.batches import Batches
+from temporal_worker.collect import Collector
+from temporal_worker.runs import Runs
+from temporal_worker.submit import Submitter
+from temporal_worker.workflows import BatchRunWorkflow
+
+log = logging.getLogger("temporal_worker")
+
+DEFAULT_ADDRESS = "localhost:7233"
+CONNECT_S = 30.0
+CONNECT_PAUSE_S = 0.5
+DEFAULT_POLL_S = 30.0
+LEAST_POLL_S = 0.2
+ACTIVITIES_AT_ONCE = 32
+GRACE = timedelta(seconds=30)
+BEAT_THROTTLE = timedelta(seconds=3)
+STICKY_QUEUE = timedelta(seconds=5)
+ANY_KEY = "simulated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        api_key: Never printed.
+        base_url: None for Anthropic's own.
+        poll_s: The shortest pause between two looks at a batch.
+        exit_with_parent: Whether the worker stops when its standard input ends.
+    """
+
+    api_key: str
+    base_url: str | None
+    task_queue: str
+    poll_s: float
+    exit_with_parent: bool = False
+
+
+def read_settings(environ: Mapping[str, str], *, exit_with_parent: bool = False) -> Settings:
+    """Return the settings.
+
+    Raises:
+        UsageError: Terminal. A variable cannot be read.
+        CredentialsError: Terminal. There is no key, and the vendor is not known to be the simulator.
+    """
+    text = environ.get("CLAUDE_BATCH_POLL_SECONDS", "").strip()
+    try:
+        poll_s = float(text) if text else DEFAULT_POLL_S
+    except ValueError:
+        raise UsageError(f"CLAUDE_BATCH_POLL_SECONDS is {text!r}, which is no number of seconds. The worker did not start.") from None
+    base_url = environ.get("ANTHROPIC_BASE_URL") or None
+    api_key = environ.get("ANTHROPIC_API_KEY") or None
+    if api_key is None:
+        simulated = is_simulated(environ) or (base_url is not None and _is_simulator(base_url))
+        if not simulated:
+            raise CredentialsError(
+                "ANTHROPIC_API_KEY is not set. The worker did not start. Set it, or try things out against the simulator: "
+                "CLAUDE_BATCH_SIMULATE=1 with ANTHROPIC_BASE_URL of a `claude-batch simulator`."
+            )
+        api_key = ANY_KEY
+    return Settings(
+        api_key=api_key,
+        base_url=base_url,
+        task_queue=environ.get("CLAUDE_BATCH_TASK_QUEUE") or DEFAULT_TASK_QUEUE,
+        poll_s=max(LEAST_POLL_S, poll_s),
+        exit_with_parent=exit_with_parent,
+    )
+
+
+async def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM, SIGINT or, where asked, the end of standard input.
+
+    Raises:
+        TemporalUnavailableError: Transient. No server within 30 s.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if settings.exit_with_parent:
+        threading.Thread(target=_wait_for_parent, args=(loop, stop), name="parent", daemon=True).start()
+    client = await connect()
+    batches = Batches(settings.api_key, settings.base_url)
+    endpoint = await asyncio.to_thread(_describe_endpoint, batches)
+    with ThreadPoolExecutor(ACTIVITIES_AT_ONCE, thread_name_prefix="activity") as threads:
+        async with build_worker(client, settings, batches, threads, price_usage):
+            address = client.service_client.config.target_host
+            print(f"worker ready on task queue {settings.task_queue} at {address} (endpoint {endpoint})", flush=True)
+            await stop.wait()
+            log.info("stopping: attempts under way have %d s to end", GRACE.total_seconds())
+    batches.close()
+
+
+def build_worker(client: Client, settings: Settings, batches: Batches, threads: ThreadPoolExecutor, price: PriceUsage) -> Worker:
+    """Return a worker with its parts; it does not run yet."""
+    activities = BatchActivities(
+        runs=Runs(open_store=Store, batches=batches, price_usage=price, clock=_now),
+        submitter=Submitter(open_store=Store, batches=batches, clock=_now),
+        collector=Collector(open_store=Store, batches=batches, price_usage=price),
+        batches=batches,
+        poll_s=settings.poll_s,
+    )
+    return Worker(
+        client,
+        task_queue=settings.task_queue,
+        workflows=[BatchRunWorkflow],
+        activities=[
+            activities.open_run,
+            activities.submit,
+            activities.see_through,
+            activities.cancel_batches,
+            activities.close_shards,
+            activities.open_round,
+            activities.finish_run,
+        ],
+        activity_executor=threads,
+        max_concurrent_activities=ACTIVITIES_AT_ONCE,
+        identity=f"claude-batch worker {os.getpid()}@{socket.gethostname()}",
+        graceful_shutdown_timeout=GRACE,
+        # The SDK's own throttle sends a beat only after four fifths of the heartbeat timeout.
+        max_heartbeat_throttle_interval=BEAT_THROTTLE,
+        sticky_queue_schedule_to_start_timeout=STICKY_QUEUE,
+    )
+
+
+async def connect() -> Client:
+    """Connect to Temporal as its own environment variables and profile say.
+
+    Raises:
+        TemporalUnavailableError: Transient. No server within 30 s.
+    """
+    config = ClientConfig.load_client_connect_config()
+    address = config.setdefault("target_host", DEFAULT_ADDRESS)
+    runtime = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(filter=TelemetryFilter(core_level="ERROR", other_level="ERROR"))))
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            return await Client.connect(**config, runtime=runtime)
+        except (RPCError, RuntimeError) as error:
+            if time.monotonic() >= deadline:
+                raise TemporalUnavailableError(
+                    f"No Temporal server at {address} within {CONNECT_S:.0f} s ({str(error).partition(chr(10))[0][:200]}). The worker did not "
+                    "start. Start one, or correct TEMPORAL_ADDRESS."
+                ) from error
+            await asyncio.sleep(CONNECT_PAUSE_S)
+
+
+def _is_simulator(base_url: str) -> bool:
+    batches = Batches(ANY_KEY, base_url)
+    try:
+        return batches.find_endpoint() == "simulator"
+    except TransientError:
+        return False
+    finally:
+        batches.close()
+
+
+def _describe_endpoint(batches: Batches) -> str:
+    try:
+        return batches.find_endpoint()
+    except TransientError:
+        return f"{batches.base_url}, not reachable yet"
+
+
+def _wait_for_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    loop.call_soon_threadsafe(stop.set)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
