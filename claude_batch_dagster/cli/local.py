@@ -114,7 +114,10 @@ def demo_hints(place: Place) -> list[str]:
     """Return what to do after the demo."""
     labels = join_uri(place.root, "output", "review_labels")
     code = f"import pandas as pd; print(pd.read_parquet({labels!r}).label.value_counts())"
-    lines = ["", "Look at it:       " + f'python -c "{code}"', "With the UIs:     claude-batch dev   (or: make dev)"]
+    interpreter = Path(sys.executable)
+    if interpreter.is_relative_to(Path.cwd()):
+        interpreter = interpreter.relative_to(Path.cwd())
+    lines = ["", "Look at it:       " + f'{interpreter} -c "{code}"', "With the UIs:     claude-batch dev   (or: make dev)"]
     if place.simulated:
         lines.append(f"{SIMULATED}.")
         lines.append("With real answers: export ANTHROPIC_API_KEY=sk-ant-... and the same command again.")

@@ -177,25 +177,20 @@ class NotConfirmedError(click.ClickException):
 
 def build_job(place: Place, arguments: Mapping[str, Any]) -> "Job":
     """Return the job that the options describe; a partition column is found where the source has exactly one hive column."""
-    from dataclasses import replace
-
-    from claude_batch_dagster.storage.source import ParquetDataset, Source
+    from claude_batch_dagster.storage.source import ParquetDataset, find_partition_column
     from claude_batch_dagster.verbs.connection import DEFAULT_NAMESPACE, external_connection
     from claude_batch_dagster.verbs.job import Job, Target
 
     names = ("task", "column", "model", "labels", "max_words")
     task = build_task(TaskArguments(**{name: arguments[name] for name in names}))
     dataset = ParquetDataset(path=arguments["source"], key=tuple(arguments["keys"]), partition_column=arguments["partition_column"])
-    if dataset.partition_column is None:
-        hive_columns = Source(dataset).hive_columns
-        dataset = replace(dataset, partition_column=hive_columns[0] if len(hive_columns) == 1 else None)
     columns = arguments["columns"]
     external = external_connection()
     return Job(
         root=place.root,
         endpoint=place.endpoint,
         temporal_namespace=external.namespace if external else DEFAULT_NAMESPACE,
-        source=dataset,
+        source=find_partition_column(dataset),
         targets=(
             Target(
                 task=task,

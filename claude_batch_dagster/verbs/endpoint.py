@@ -30,8 +30,8 @@ def is_simulated(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def has_credentials(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether the environment says whom to ask: a key, a token or an address."""
-    return any(environ.get(name, "").strip() for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"))
+    """Tell whether the environment says whom to ask: a key or an address."""
+    return any(environ.get(name, "").strip() for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"))
 
 
 def resolve_endpoint(*, simulate: bool, environ: Mapping[str, str] = os.environ, needs_key: bool = True) -> str:

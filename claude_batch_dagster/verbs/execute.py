@@ -91,7 +91,7 @@ class Watch:
                 await self._look_at_workflow(run, now_s, has_worker=has_worker)
         except RPCError as error:
             # The server may be restarting; the run goes on there, and the next look tells.
-            self._note_once(f"Temporal at {self.connection.address} does not answer ({error.status.name}); still waiting.")
+            self._note_once(f"Temporal does not answer ({error.status.name}); still waiting.")
 
     async def _look_at_workflow(self, run: Watched, now_s: float, *, has_worker: bool) -> None:
         handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
@@ -118,10 +118,7 @@ class Watch:
         if found.pollers:
             self._worker_seen_s = now_s
         elif now_s - self._worker_seen_s >= NO_WORKER_AFTER_S:
-            self._note_once(
-                f"No worker polls the task queue {self.connection.task_queue!r} at {self.connection.address} "
-                f"(namespace {self.connection.namespace}); still waiting. Start one: claude-batch worker"
-            )
+            self._note_once(_explain_no_worker(self.connection))
         return bool(found.pollers)
 
     def _note_once(self, text: str) -> None:
@@ -193,6 +190,17 @@ async def cancel_run(
         elif not requested:
             requested = await _request_cancel(watch.client.get_workflow_handle(workflow_id(entry.run_id)))
         await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _explain_no_worker(connection: Connection) -> str:
+    if connection.start is not None:
+        return (
+            "The embedded worker does not answer; it is started again. Still waiting. Its log is worker.log in the root's embedded/ folder."
+        )
+    return (
+        f"No worker polls the task queue {connection.task_queue!r} at {connection.address} (namespace {connection.namespace}); still waiting. "
+        "Start one: claude-batch worker"
+    )
 
 
 def _is_dead(owner: Owner) -> bool:

@@ -132,6 +132,6 @@ def _append_file(writer: OutputWriter, store: Store, source: Source, file: Sourc
     expected = source.row_count(file)
     if not start == len(keys) == expected:
         raise OutputError(
-            f"{source.uri}/{file.path}: {start:,} rows read, {len(keys):,} keyed, {expected:,} in the footer. Nothing was written. Write the file again."
+            f"{source.name(file)}: {start:,} rows read, {len(keys):,} keyed, {expected:,} in the footer. Nothing was written. Write the file again."
         )
     return start

@@ -46,7 +46,7 @@ def render_file(source: Source, file: SourceFile, task: ClaudeTask) -> Iterator[
             values = [piece.column(i).to_pylist() for i in range(len(columns))]
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{source.uri}/{file.path} has text that is not UTF-8 in {', '.join(columns)}: {error.reason}. Nothing was sent from it. Write it again."
+                f"{source.name(file)} has text that is not UTF-8 in {', '.join(columns)}: {error.reason}. Nothing was sent from it. Write it again."
             ) from error
         requests = list(renderer.render(zip(*(values[i] for i in at), strict=True)))
         reasons = [SKIPPED if r is None else None if fits_alone(line_bytes(task.name, r)) else LARGE for r in requests]

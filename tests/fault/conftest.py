@@ -1,5 +1,5 @@
-"""The same real parts as the integration tests."""
+"""The stack's fixtures."""
 
-from tests.integration.conftest import bench, start_simulator, temporal_server
+from tests.stack import bench, start_simulator, temporal_server
 
 __all__ = ["bench", "start_simulator", "temporal_server"]

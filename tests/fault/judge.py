@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.integration.conftest import Bench, RunningSimulator
+from tests.stack import Bench, RunningSimulator
 
 ROWS = 40
 
@@ -32,7 +32,20 @@ class CommandLine:
         pq.write_table(pa.table({"id": range(rows), "text": texts}), self.folder / "source.parquet")
 
     def run(self, *options: str, timeout_s: float = 120, **environ: str) -> "subprocess.CompletedProcess[str]":
-        arguments = ["run", "--source", "source.parquet", "--task", "summarize", "--column", "text", "--key", "id", "--output", "out", "--json"]
+        arguments = [
+            "run",
+            "--source",
+            "source.parquet",
+            "--task",
+            "summarize",
+            "--column",
+            "text",
+            "--key",
+            "id",
+            "--output",
+            "out",
+            "--json",
+        ]
         return self.call(*arguments, *options, timeout_s=timeout_s, **environ)
 
     def call(self, *arguments: str, timeout_s: float = 120, **environ: str) -> "subprocess.CompletedProcess[str]":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.judge import CommandLine, assert_whole, last_object
-from tests.integration.conftest import Bench, RunningSimulator
+from tests.stack import Bench, RunningSimulator
 
 POINTS = [
     "put:root.json.before",

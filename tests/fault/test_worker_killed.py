@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.judge import CommandLine, answered_twice, assert_whole, last_object
-from tests.integration.conftest import Bench, RunningSimulator
+from tests.stack import Bench, RunningSimulator
 
 SAFE_POINTS = [
     "put:workspace.json.after",

@@ -25,7 +25,7 @@ from claude_batch_dagster import (
     claude_batch_resources,
 )
 from claude_batch_dagster.storage.output import STATUSES
-from tests.integration.conftest import MODEL, Process, RunningSimulator
+from tests.stack import MODEL, Process, RunningSimulator
 
 DAYS = ("2026-11-01", "2026-11-02", "2026-11-03")
 DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-11-04")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.integration.conftest import Bench, Process, RunningSimulator
+from tests.stack import Bench, Process, RunningSimulator
 
 PROGRAM = """
 import sys

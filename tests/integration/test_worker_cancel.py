@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from tests.integration.conftest import Bench, Driver, RunningSimulator, texts, until
+from tests.stack import Bench, Driver, RunningSimulator, texts, until
 
 StartSimulator = Callable[..., RunningSimulator]
 

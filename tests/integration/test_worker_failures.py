@@ -1,5 +1,6 @@
 """What fails, and what it costs: nothing is sent twice, and every request is accounted for."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,8 @@ from temporalio.client import WorkflowHandle
 from claude_batch_dagster.core.contract import Progress, RunReport
 from claude_batch_dagster.core.submission import NotAccepted, Send
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.plans import append_submission
-from tests.integration.conftest import Bench, Driver, RunningSimulator, texts, until
+from claude_batch_dagster.storage.plans import append_submission, pin_workspace
+from tests.stack import Bench, Driver, RunningSimulator, texts, until
 
 StartSimulator = Callable[..., RunningSimulator]
 SENT_AND_COLLECTED = ["send", "batch", "closed:collected"]
@@ -274,4 +275,43 @@ def test_a_parked_shard_goes_on_once_its_log_says_what_happened(bench: Bench, st
 
     assert bench.run(work).counts.by_outcome == {"succeeded": 2}
     assert bench.kinds(entry) == {(1, 0): ["send", "not", *SENT_AND_COLLECTED]}
+    assert len(simulator.batches()) == 1
+
+
+def test_key_of_another_workspace_is_refused_and_nothing_is_sent(bench: Bench, start_simulator: Callable[..., RunningSimulator]) -> None:
+    """The first reply pins the workspace; a worker whose key belongs to another one fails the run."""
+    simulator = start_simulator()
+    assert pin_workspace(bench.store, "wrkspc_of_somebody_else") == "wrkspc_of_somebody_else"
+    entry = bench.stage(texts(2))
+    bench.start_worker(simulator)
+
+    report = bench.finish(entry)
+
+    assert report.outcome == "failed"
+    assert "wrkspc_of_somebody_else" in (report.error or "")
+    assert simulator.batches() == []
+    assert bench.done(entry).rows == {"pending": 2}
+
+
+def test_key_revoked_in_mid_run_loses_no_answer(bench: Bench, start_simulator: Callable[..., RunningSimulator]) -> None:
+    """A batch that is paid for is polled until the key works again."""
+    simulator = start_simulator(seconds=1.0)
+    entry = bench.stage(texts(3))
+    bench.start_worker(simulator)
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+
+        async def submitted() -> bool | None:
+            return (await driver.progress(handle)).submitted == 1 or None
+
+        await until(submitted)
+        simulator.switch_on("401-from")
+        await asyncio.sleep(2.0)
+        simulator.clear()
+        return await driver.result(handle)
+
+    report = bench.run(work)
+
+    assert report.counts.by_outcome == {"succeeded": 3}
     assert len(simulator.batches()) == 1

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.integration.conftest import REPOSITORY, Bench, RunningSimulator
+from tests.stack import REPOSITORY, Bench, RunningSimulator
 
 StartSimulator = Callable[..., RunningSimulator]
 

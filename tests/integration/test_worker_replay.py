@@ -7,7 +7,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 from temporal_worker.workflows import BatchRunWorkflow
-from tests.integration.conftest import HISTORIES, RECORDED
+from tests.stack import HISTORIES, RECORDED
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED.values()))

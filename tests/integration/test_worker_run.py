@@ -7,8 +7,8 @@ import pytest
 
 from claude_batch_dagster.core.contract import RunReport
 from claude_batch_dagster.core.presets import Moderate
-from claude_batch_dagster.core.submission import Mode
-from tests.integration.conftest import MODEL, SUMMARIZE, Bench, Driver, RunningSimulator, kind_of, texts, until
+from claude_batch_dagster.core.submission import Mode, Send
+from tests.stack import MODEL, SUMMARIZE, Bench, Driver, RunningSimulator, kind_of, texts, until
 
 StartSimulator = Callable[..., RunningSimulator]
 SENT_AND_COLLECTED = ["send", "batch", "closed:collected"]
@@ -216,3 +216,20 @@ def test_progress_and_details_say_where_the_run_stands(bench: Bench, start_simul
 
     bench.run(work)
     assert [kind_of(record) for record in bench.records(entry)[1, 1]] == SENT_AND_COLLECTED
+
+
+def test_several_workers_share_one_run(bench: Bench, start_simulator: Callable[..., RunningSimulator]) -> None:
+    """Each shard is sent once, whoever takes it, and more than one worker takes some."""
+    simulator = start_simulator(seconds=0.5)
+    for _ in range(3):
+        bench.start_worker(simulator)
+    entry = bench.stage(texts(24), max_requests=1, max_in_flight=12)
+
+    report = bench.finish(entry)
+
+    assert report.counts.by_outcome == {"succeeded": 24}
+    assert len(simulator.batches()) == 24
+    senders = {
+        record.sender.rpartition("-")[0] for records in bench.records(entry).values() for record in records if isinstance(record, Send)
+    }
+    assert len(senders) > 1

@@ -23,7 +23,6 @@ def closed_port() -> int:
         (True, {"ANTHROPIC_API_KEY": "k"}, "simulator"),
         (False, {"CLAUDE_BATCH_SIMULATE": "1", "ANTHROPIC_API_KEY": "k"}, "simulator"),
         (False, {"ANTHROPIC_API_KEY": "k"}, "anthropic"),
-        (False, {"ANTHROPIC_AUTH_TOKEN": "t"}, "anthropic"),
         (False, {"ANTHROPIC_BASE_URL": "https://api.anthropic.com"}, "anthropic"),
     ],
 )
