@@ -24,9 +24,10 @@ def _parse_traps(text: str) -> tuple[_Trap, ...]:
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, _, action = entry.partition("=")
         action, _, nth = action.partition("@")
-        if action not in SIGNALS:
+        nth = nth or "1"
+        if action not in SIGNALS or not nth.isdecimal() or int(nth) < 1:
             raise ValueError(f"{VARIABLE}: {entry!r} does not end in =kill or =stop. Nothing was started. Write NAME=kill[@N].")
-        traps.append(_Trap(name=name, action=action, passes=int(nth or 1)))
+        traps.append(_Trap(name=name, action=action, passes=int(nth)))
     return tuple(traps)
 
 

@@ -31,8 +31,9 @@ class ClaudeBatchError(Exception):
         super().__init__(message)
         self.context = context
 
-    def __reduce__(self) -> tuple[Callable[..., "ClaudeBatchError"], tuple[object, ...]]:
-        return _rebuild_error, (type(self), str(self), self.context)
+    def __reduce__(self) -> tuple[Callable[..., "ClaudeBatchError"], tuple[object, ...], dict[str, object]]:
+        # The attributes come last, as state: subclasses have more of them than their context.
+        return _rebuild_error, (type(self), str(self), self.context), vars(self)
 
 
 def _rebuild_error(kind: type[ClaudeBatchError], message: str, context: dict[str, object]) -> ClaudeBatchError:

@@ -28,10 +28,36 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskRef(msgspec.Struct, frozen=True, kw_only=True):
-    """A task of a plan: its name is the asset key's last part, its key names `tasks/{task_key}.json`."""
+    """A task of a plan: its name is the asset key's last part, its key names `tasks/{task_key}.json`.
+
+    Attributes:
+        largest_params_bytes: Of the requests that the plan owns, to compare with the model's context window.
+    """
 
     name: str
     task_key: str
+    largest_params_bytes: int = 0
+
+
+class PreflightRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A new task's request on a fixed sample text, to be tried before the first batch; `path` is below the root."""
+
+    task_key: str
+    path: str
+
+
+class PreflightRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`preflights/{task_key}.json`: the task was tried on the sample text and its answer could be used."""
+
+    task_key: str
+    model: str
+    answered_at: str
+    outcome: str
+    stop_reason: str | None
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int | None
+    format: int = 1
 
 
 class SourceRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +116,7 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     cost_nano_usd: CostRange
     max_attempts: int
     max_in_flight_batches: int
+    preflights: tuple[PreflightRef, ...] = ()
     format: int = 1
 
     @property

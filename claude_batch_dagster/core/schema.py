@@ -74,6 +74,7 @@ def canonical_schema(task_name: str, output: "type[OutputModel] | Mapping[str, o
             "Wrap it: its properties become the output's columns."
         )
     canonical = cast(dict[str, object], _canonical(task_name, schema, "$", at_schema=True))
+    _refuse_missing_definitions(task_name, canonical)
     _refuse_recursion(task_name, canonical)
     optional = sum(
         len(set(cast(dict[str, object], node.get("properties", {}))) - set(cast(list[str], node.get("required", []))))
@@ -138,7 +139,12 @@ def _canonical(task_name: str, node: object, path: str, *, at_schema: bool) -> o
             raise TaskError(
                 f"Task {task_name!r}: the output schema refers to {value!r} at {path}; only '#/$defs/...' works. Nothing was sent. Move the definition into $defs."
             )
-        if keyword == "additionalProperties" and value not in (False, True):
+        if keyword == "allOf" and any("$ref" in branch for branch in value):
+            raise TaskError(
+                f"Task {task_name!r}: the output schema has a $ref inside allOf at {path}, which structured outputs do not take. Nothing was sent. Write the $ref alone."
+            )
+        free = node.get("type") == "object" and not node.get("properties") and value is True
+        if keyword == "additionalProperties" and (free or value not in (False, True)):
             raise TaskError(
                 f"Task {task_name!r}: the output schema has free keys at {path} (additionalProperties). Nothing was sent. Use a list of objects with a name and a value."
             )
@@ -159,6 +165,15 @@ def _nodes(node: object) -> Iterator[dict[str, Any]]:
     if isinstance(node, (dict, list)):
         for child in node.values() if isinstance(node, dict) else node:
             yield from _nodes(child)
+
+
+def _refuse_missing_definitions(task_name: str, schema: dict[str, Any]) -> None:
+    wanted = {str(node["$ref"]).removeprefix("#/$defs/") for node in _nodes(schema) if isinstance(node.get("$ref"), str)}
+    missing = sorted(wanted - set(schema.get("$defs", {})))
+    if missing:
+        raise TaskError(
+            f"Task {task_name!r}: the output schema refers to '#/$defs/{missing[0]}', which is not there. Nothing was sent. Define it in $defs."
+        )
 
 
 def _refuse_recursion(task_name: str, schema: dict[str, Any]) -> None:

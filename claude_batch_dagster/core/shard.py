@@ -92,6 +92,11 @@ def line_custom_id(line: bytes) -> str:
     return line[len(LINE_HEAD) : line.index(b'"', len(LINE_HEAD))].decode()
 
 
+def params_bytes(line: bytes) -> int:
+    """Return the length of an encoded request's `params`."""
+    return len(line) - line.index(b'"', len(LINE_HEAD)) - len(b'","params":') - len(b"}")
+
+
 def retag_line(line: bytes, tag: str) -> bytes:
     """Return the same request under another submission's tag."""
     end = line.index(b'"', len(LINE_HEAD))

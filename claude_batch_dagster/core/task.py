@@ -80,7 +80,9 @@ class ClaudeTask:
                 f"Task {self.name!r} asks {self.model}, which is retired. Nothing was sent. Name a current model, for instance claude-haiku-5-5."
             )
         if self.max_tokens < 1:
-            raise TaskError(f"Task {self.name!r} has max_tokens={self.max_tokens}; the least is 1. Nothing was sent.")
+            raise TaskError(
+                f"Task {self.name!r} has max_tokens={self.max_tokens}; the least is 1. Nothing was sent. Allow what an answer needs."
+            )
         for parameter in self.params:
             if parameter in OWN_PARAMETERS:
                 raise TaskError(
@@ -145,5 +147,7 @@ class ClaudeTask:
         """Return the content of `tasks/{task_key}.json`."""
         try:
             return msgspec.json.encode(self.document(), order="sorted")
-        except TypeError as error:
-            raise TaskError(f"Task {self.name!r} has an argument that is not JSON: {error}. Nothing was sent.") from error
+        except (TypeError, UnicodeEncodeError) as error:
+            raise TaskError(
+                f"Task {self.name!r} has an argument that is not JSON: {error}. Nothing was sent. Use text, numbers, booleans, lists and dicts."
+            ) from error

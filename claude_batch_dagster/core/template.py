@@ -56,7 +56,7 @@ def parse_template(text: str, columns: Collection[str]) -> Template:
             at += 2
         else:
             if text[at] == "{" and (typo := _NAME_LIKE.match(text, at)):
-                raise TaskError(_no_such_column(typo[1], columns), column=typo[1])
+                raise TaskError(_no_such_column(typo[0], typo[1], columns), column=typo[1])
             literal.append(text[at])
             at += 1
     if not slots:
@@ -68,10 +68,10 @@ def parse_template(text: str, columns: Collection[str]) -> Template:
     return Template(literals=tuple(literals), columns=tuple(slots))
 
 
-def _no_such_column(name: str, columns: Collection[str]) -> str:
+def _no_such_column(slot: str, name: str, columns: Collection[str]) -> str:
     near = difflib.get_close_matches(name, columns, n=1)
     hint = f"Did you mean {{{near[0]}}}?" if near else "Name a column, or write {{ and }} for literal braces."
-    return f"The prompt's slot {{{name}}} is no column of the source, which has {', '.join(sorted(columns))}. Nothing was sent. {hint}"
+    return f"The prompt's slot {slot} is no column of the source, which has {', '.join(sorted(columns))}. Nothing was sent. {hint}"
 
 
 def render_value(value: object) -> str:

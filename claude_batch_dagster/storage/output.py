@@ -28,6 +28,7 @@ ROW_GROUP_ROWS = 32_768
 STATUSES = ("succeeded", "refused", "truncated", "invalid", "errored", "expired", "canceled", "skipped", "pending")
 FAILED_STATUSES = ("truncated", "invalid", "errored", "expired", "canceled", "pending")
 TOO_LARGE = "too_large: the request alone exceeds what one Message Batch takes (256,000,000 bytes). Shorten the text or the prompt."
+NO_ROOM = "out_of_range: the answer holds a number that its column has no room for."
 STATUS_FIELDS = (
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", pa.string()),
@@ -138,7 +139,10 @@ def carried_columns(columns: str | Sequence[str], key: Sequence[str], source: pa
             f"The source has no column {missing[0]!r}; it has {', '.join(source.names)}. Nothing was sent. Name one of these.",
             column=missing[0],
         )
-    return tuple(name for name in names if name != partition_column)
+    twice = [name for name in (*names, *key) if source.names.count(name) > 1]
+    if twice:
+        raise SourceError(f"The source has {source.names.count(twice[0])} columns named {twice[0]!r}. Nothing was sent. Rename one.")
+    return tuple(name for name in dict.fromkeys(names) if name != partition_column)
 
 
 def output_schema(task: ClaudeTask, carried: Sequence[str], source: pa.Schema) -> pa.Schema:
@@ -153,7 +157,7 @@ def output_schema(task: ClaudeTask, carried: Sequence[str], source: pa.Schema) -
     if twice:
         raise OutputError(
             f"Output {task.name!r} would have two columns named {twice[0]!r}: one carried from the source or defined by the task, and one of this tool's own. "
-            "Nothing was sent. Carry fewer columns, or rename the task's field."
+            "Nothing was sent. Carry fewer columns (--columns), or rename the task's field."
         )
     return pa.schema(fields)
 
@@ -166,7 +170,7 @@ def check_output(output: Store, marker: Marker, *, replace: bool) -> None:
     """
     content = output.get(MARKER)
     if content is not None:
-        found = msgspec.json.decode(content, type=Marker)
+        found = _read_marker(output, content)
         if found.partition_column != marker.partition_column:
             was, now = (f"partitioned by {m.partition_column}" if m.partition_column else "one file" for m in (found, marker))
             raise OutputError(
@@ -182,6 +186,15 @@ def check_output(output: Store, marker: Marker, *, replace: bool) -> None:
             f"The output {output.uri} holds Parquet files that this tool did not write (there is no {MARKER}). Nothing was sent. "
             "Choose another folder, or add --replace (in Dagster: replace=True)."
         )
+
+
+def _read_marker(output: Store, content: bytes) -> Marker:
+    try:
+        return msgspec.json.decode(content, type=Marker)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise OutputError(
+            f"The marker {output.uri}/{MARKER} cannot be read: {error}. Nothing was sent. Choose another folder, or delete this file and add --replace."
+        ) from error
 
 
 def write_marker(output: Store, marker: Marker) -> None:
@@ -203,14 +216,15 @@ class OutputWriter:
         answers: Where the answers are.
         own_batch_ids: Batches that this invocation paid for.
         file: The local file to write.
-        facts: What stands in the file's key-value metadata.
+        facts: What stands in the file's key-value metadata, together with `rows` by status.
     """
 
     def __init__(
         self, *, task: ClaudeTask, schema: pa.Schema, answers: Answers, own_batch_ids: Set[str], file: Path, facts: Mapping[str, object]
     ) -> None:
         self._task = task
-        self._schema = schema.with_metadata({METADATA_KEY: msgspec.json.encode(facts)})
+        self._schema = schema
+        self._facts = facts
         self._answers = answers
         self._own_batch_ids = own_batch_ids
         self._file = file
@@ -230,7 +244,7 @@ class OutputWriter:
         status, error = _statuses(fetched, keys, reasons)
         first = self._shown.add(keys) & (places >= 0)
         columns: list[pa.Array | pa.ChunkedArray] = [carried.column(name) for name in carried.column_names]
-        columns += self._task_columns(fetched["answer"].to_pylist(), status)
+        columns += self._task_columns(fetched["answer"].to_pylist(), status, error)
         columns += [pa.array(status), pa.array(error, pa.string())]
         columns += [
             fetched[name] for name in ("stop_reason", "model", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
@@ -250,6 +264,7 @@ class OutputWriter:
 
     def finish(self, output: Store, path: str) -> WrittenOutput:
         """Put the file; return what it holds."""
+        self._writer.add_key_value_metadata({METADATA_KEY: msgspec.json.encode({**self._facts, "rows": self._rows}).decode()})
         self._writer.close()
         output.put_file(path, self._file)
         return WrittenOutput(
@@ -277,26 +292,36 @@ class OutputWriter:
         if len(self._preview) < 5:
             self._preview += table.slice(0, 5 - len(self._preview)).to_pylist()
 
-    def _task_columns(self, answers: list[str | None], status: list[str]) -> list[pa.Array]:
+    def _task_columns(self, answers: list[str | None], status: list[str], error: list[str | None]) -> list[pa.Array]:
+        """Return the task's columns; a row whose answer has no room in them becomes invalid."""
         answered = [answer if word == "succeeded" else None for answer, word in zip(answers, status, strict=True)]
         if self._task.output is None:
             return [pa.array(answered, pa.string())]
-        values = [None if answer is None else msgspec.json.decode(answer) for answer in answered]
-        return [
-            pa.array([None if value is None else _fit(value.get(f.name), f) for value in values], arrow_field(f).type)
-            for f in self._task.fields
-        ]
+        rows: list[dict[str, object]] = []
+        for place, answer in enumerate(answered):
+            value = {} if answer is None else msgspec.json.decode(answer)
+            try:
+                rows.append({f.name: _fit(value.get(f.name), f) for f in self._task.fields})
+            except OverflowError:
+                rows.append({})
+                status[place], error[place] = "invalid", NO_ROOM
+        return [pa.array([row.get(f.name) for row in rows], arrow_field(f).type) for f in self._task.fields]
 
 
 def _fit(value: object, field: Field) -> object:
-    """Give a validated JSON value the type of its column."""
+    """Give a validated JSON value the type of its column; raise OverflowError where it has no room there."""
     if value is None:
         return None
     match field.type:
         case FieldType.JSON:
             return msgspec.json.encode(value, order="sorted").decode()
         case FieldType.INTEGER:
-            return int(value) if isinstance(value, (int, float)) else None
+            number = int(value) if isinstance(value, (int, float)) else None
+            if number is not None and not -(2**63) <= number < 2**63:
+                raise OverflowError
+            return number
+        case FieldType.NUMBER:
+            return float(value) if isinstance(value, (int, float)) else None
         case FieldType.LIST if isinstance(value, list) and field.item is not None:
             return [_fit(item, field.item) for item in value]
         case FieldType.STRUCT if isinstance(value, dict):

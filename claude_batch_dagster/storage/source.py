@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -126,14 +127,19 @@ class Source:
         with self._opened(file) as parquet:
             schema: pa.Schema = parquet.schema_arrow
         for column, _ in file.hive:
-            if column not in schema.names:
-                schema = schema.append(pa.field(column, pa.string()))
+            # Where a file repeats a column of its path, the path counts: that is how it was listed.
+            at = schema.get_field_index(column)
+            schema = schema.set(at, pa.field(column, pa.string())) if at >= 0 else schema.append(pa.field(column, pa.string()))
         return schema.remove_metadata()
 
     def row_count(self, file: SourceFile) -> int:
         """Return a file's rows, from its footer."""
         with self._opened(file) as parquet:
             return int(parquet.metadata.num_rows)
+
+    def name(self, file: SourceFile) -> str:
+        """Return a file's path or URL, for people."""
+        return f"{self._store.uri}/{file.path}"
 
     def digest(self, file: SourceFile) -> str:
         """Return what the file's content and its path's columns hash to, 32 hex digits; computed once for each version listed."""
@@ -155,21 +161,24 @@ class Source:
             missing = [column for column in stored if column not in names]
             if missing:
                 raise SourceError(
-                    f"{self._name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent.", column=missing[0]
+                    f"{self.name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent.", column=missing[0]
                 )
             repeated = [column for column in stored if names.count(column) > 1]
             if repeated:
                 raise SourceError(
-                    f"{self._name(file)} has {names.count(repeated[0])} columns named {repeated[0]!r}. Nothing was sent. Rename one."
+                    f"{self.name(file)} has {names.count(repeated[0])} columns named {repeated[0]!r}. Nothing was sent. Rename one."
                 )
             for batch in self._batches(parquet, file, stored, rows):
+                if not columns:
+                    yield batch
+                    continue
                 arrays = [
                     batch.column(column) if column not in hive else pa.array([hive[column]] * batch.num_rows, pa.string())
                     for column in columns
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
         if self._version(file) != file.version:
-            raise SourceError(f"{self._name(file)} changed while it was read. Nothing was sent from it. Run again when its writer is done.")
+            raise SourceError(f"{self.name(file)} changed while it was read. Nothing was sent from it. Run again when its writer is done.")
 
     def check_keys(self, files: Sequence[SourceFile]) -> None:
         """Refuse null keys and keys that occur twice among these files.
@@ -181,9 +190,18 @@ class Source:
         batches = [piece for file in files for piece in self.pieces(file, keys, rows=65_536)]
         if not batches:
             return
-        table = pa.Table.from_batches([batch.rename_columns([f"k{i}" for i in range(len(keys))]) for batch in batches])
-        table = pa.table({name: _comparable(table.column(name)) for name in table.column_names})
-        names = table.column_names
+        self.check_types(files, keys)
+        names = [f"k{i}" for i in range(len(keys))]
+        chunks = [[batch.column(i).cast(batches[0].column(i).type) for batch in batches] for i in range(len(keys))]
+        table = pa.table([pa.chunked_array(parts) for parts in chunks], names=names)
+        kinds = dict(zip(names, table.schema.types, strict=True))
+        for column, kind in zip(keys, kinds.values(), strict=True):
+            if pa.types.is_nested(kind):
+                raise SourceError(
+                    f"{self._place(files)}: the key {column!r} is of type {kind}, which identifies no row. It was not asked about. "
+                    "Choose a column of text, numbers, dates or UUIDs."
+                )
+        table = pa.table({name: _comparable(table.column(name)) for name in names})
         table = table.append_column("row", pa.array(range(1, table.num_rows + 1), pa.int64()))
         for column, name in zip(keys, names, strict=True):
             nulls = table.filter(pc.is_null(table.column(name)))["row"].to_pylist()
@@ -196,7 +214,7 @@ class Source:
         twice = groups.filter(pc.greater(groups["row_count"], 1)).sort_by("row_min")
         if twice.num_rows:
             shown = [
-                f"{', '.join(str(row[name]) for name in names)} (rows {row['row_min']:,} and {row['row_max']:,})"
+                f"{', '.join(_shown(row[name], kinds[name]) for name in names)} (rows {row['row_min']:,} and {row['row_max']:,})"
                 for row in twice.slice(0, SHOWN_DUPLICATES).to_pylist()
             ]
             more = f", and {twice.num_rows - len(shown):,} more" if twice.num_rows > len(shown) else ""
@@ -204,6 +222,24 @@ class Source:
                 f"{self._place(files)}: {twice.num_rows:,} keys ({', '.join(keys)}) occur more than once: {'; '.join(shown)}{more}. "
                 "It was not asked about. Choose a key that is unique within a partition; several columns are possible."
             )
+
+    def check_types(self, files: Sequence[SourceFile], columns: Sequence[str]) -> None:
+        """Refuse files that do not all have these columns in the types of the first.
+
+        Raises:
+            SourceError: Terminal. With the column and both types.
+        """
+        first = self.schema(files[0])
+        for file in files[1:]:
+            schema = self.schema(file)
+            for column in columns:
+                kind = schema.field(column).type if column in schema.names else "missing"
+                if kind == "missing" or _plain(kind) != _plain(first.field(column).type):
+                    raise SourceError(
+                        f"The column {column!r} is {kind} in {self.name(file)} and {first.field(column).type} in {self.name(files[0])}. "
+                        "It was not asked about. Write both files alike, or carry fewer columns.",
+                        column=column,
+                    )
 
     def changed(self) -> bool:
         """Tell whether any file was added, removed or rewritten since this listing."""
@@ -214,7 +250,8 @@ class Source:
         files = []
         for path, version in found:
             parts = path.split("/")
-            if any(part.startswith(("_", ".")) and "=" not in part for part in parts) or not (name or path.endswith((".parquet", ".pq"))):
+            hidden = any(part.startswith(("_", ".")) and "=" not in part for part in parts)
+            if name is None and (hidden or not path.endswith((".parquet", ".pq"))):
                 continue
             pairs = (part.partition("=") for part in parts[:-1] if "=" in part)
             files.append(SourceFile(path=path, version=version, hive=tuple((column, unquote(value)) for column, _, value in pairs)))
@@ -226,7 +263,7 @@ class Source:
         try:
             return self._store.version(file.path)
         except FileNotFoundError:
-            raise SourceError(f"The source {self._name(file)} does not exist. Nothing was sent. Check the path.") from None
+            raise SourceError(f"The source {self.name(file)} does not exist. Nothing was sent. Check the path.") from None
 
     def _hash(self, file: SourceFile) -> str:
         content = hashlib.sha256()
@@ -243,10 +280,10 @@ class Source:
         try:
             parquet = pq.ParquetFile(self._store.open(file.path), pre_buffer=False, buffer_size=1 << 20)
         except FileNotFoundError:
-            raise SourceError(f"{self._name(file)} is gone. Nothing was sent from it.") from None
+            raise SourceError(f"{self.name(file)} is gone. Nothing was sent from it.") from None
         except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(
-                f"{self._name(file)} is not a Parquet file, or its footer is damaged: {_first_line(error)}. Nothing was sent. Write it again."
+                f"{self.name(file)} is not a Parquet file, or its footer is damaged: {_first_line(error)}. Nothing was sent. Write it again."
             ) from error
         with parquet:
             yield parquet
@@ -261,14 +298,11 @@ class Source:
                 yield pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
         except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(
-                f"{self._name(file)} cannot be read: {_first_line(error)}. Nothing was sent from it. Write it again."
+                f"{self.name(file)} cannot be read: {_first_line(error)}. Nothing was sent from it. Write it again."
             ) from error
 
-    def _name(self, file: SourceFile) -> str:
-        return f"{self._store.uri}/{file.path}"
-
     def _place(self, files: Sequence[SourceFile]) -> str:
-        return self._name(files[0]) if len(files) == 1 else f"{self.uri} ({len(files)} files, rows counted over all)"
+        return self.name(files[0]) if len(files) == 1 else f"{self.uri} ({len(files)} files, rows counted over all)"
 
 
 def find_partition_column(dataset: ParquetDataset) -> ParquetDataset:
@@ -279,11 +313,22 @@ def find_partition_column(dataset: ParquetDataset) -> ParquetDataset:
     return replace(dataset, partition_column=columns[0]) if len(columns) == 1 else dataset
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return one type for all that hold the same values: they are cast to each other when files are joined."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
+
+
 def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Give a key column a type that can be grouped by."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _shown(value: object, kind: pa.DataType) -> str:
+    return str(UUID(bytes=value)) if kind == pa.uuid() and isinstance(value, bytes) else str(value)
 
 
 def _first_line(error: Exception) -> str:

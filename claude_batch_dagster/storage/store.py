@@ -117,12 +117,12 @@ class Store:
     def list_versions(self, prefix: str) -> "builtins.list[tuple[str, str]]":
         """Return (path, version) of all objects below a folder, sorted by path; a version changes when its object does."""
         reach(f"list:{_kind(prefix)}.before")
-        if self.folder is not None and not (self.folder / prefix).is_dir():
-            return []
-        try:
-            found = sorted((entry["path"], _version_of(entry)) for page in obstore.list(self._store(), prefix) for entry in page)
-        except BaseError as error:
-            raise self._failed("list", prefix, error) from error
+        found = []
+        if self.folder is None or (self.folder / prefix).is_dir():
+            try:
+                found = sorted((entry["path"], _version_of(entry)) for page in obstore.list(self._store(), prefix) for entry in page)
+            except BaseError as error:
+                raise self._failed("listed", prefix, error) from error
         reach(f"list:{_kind(prefix)}.after")
         return found
 
@@ -170,7 +170,8 @@ class Store:
     def _failed(self, verb: str, path: str, error: Exception) -> RootError | TransientError:
         reason = str(error).partition("\n")[0]
         text = f"{join_uri(self.uri, path) if path else self.uri} cannot be {verb}: {reason}."
-        if self.folder is None and isinstance(error, GenericError) and not isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        may_pass = self._objects is not None and self.folder is None
+        if may_pass and isinstance(error, GenericError) and not isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
             return TransientError(f"{text} It is tried again. Check that the object store is reachable.", uri=self.uri)
         return RootError(f"{text} Nothing was sent because of it. Check the path, its permissions and the free space.", uri=self.uri)
 

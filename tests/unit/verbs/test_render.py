@@ -1,0 +1,136 @@
+import json
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from claude_batch_dagster.core.errors import SourceError, TaskError
+from claude_batch_dagster.core.presets import Summarize
+from claude_batch_dagster.core.request import Renderer
+from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.keys import key_hex, pack_keys, row_keys_path
+from claude_batch_dagster.storage.source import PIECE_ROWS, ParquetDataset, Source
+from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.verbs.render import read_or_render_keys, render_file
+
+HAIKU = "claude-haiku-5-5"
+SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)
+
+
+class Lake(Protocol):
+    folder: Path
+    store: Store
+
+    def write(self, columns: Mapping[str, Any] | pa.Table, path: str = ..., **options: Any) -> Path: ...
+    def texts(self, *texts: str | None, path: str = ...) -> Path: ...
+
+
+def opened(path: Path) -> Source:
+    return Source(ParquetDataset(path=str(path), key="id"))
+
+
+def contents(source: Source, task: ClaudeTask) -> list[str | None]:
+    found: list[str | None] = []
+    for piece in render_file(source, source.files[0], task):
+        found += [None if request is None else json.loads(request.params)["messages"][0]["content"] for request in piece.requests]
+    return found
+
+
+def test_rows_are_rendered_in_order_over_pieces(lake: Lake) -> None:
+    count = 2 * PIECE_ROWS + 3
+    source = opened(lake.texts(*(f"text {i}" if i % 5 else None for i in range(count))))
+    pieces = list(render_file(source, source.files[0], SUMMARIES))
+    assert [len(piece.requests) for piece in pieces] == [PIECE_ROWS, PIECE_ROWS, 3]
+    assert [reason for piece in pieces for reason in piece.reasons] == [None if i % 5 else 0 for i in range(count)]
+    expected = list(Renderer(SUMMARIES, ["text"]).render((f"text {i}" if i % 5 else None,) for i in range(count)))
+    assert [request for piece in pieces for request in piece.requests] == expected
+    keys = np.concatenate([piece.keys for piece in pieces])
+    assert keys.tolist() == pack_keys([request and request.key for request in expected]).tolist()
+
+
+def test_values_of_every_column_type_are_shown(lake: Lake) -> None:
+    columns: dict[str, Any] = {
+        "id": [1],
+        "text": pa.array(["é\x00"], pa.large_string()),
+        "dictionary": pa.array(["d"]).dictionary_encode(),
+        "flag": [True],
+        "int8": pa.array([-3], pa.int8()),
+        "uint64": pa.array([2**64 - 1], pa.uint64()),
+        "float": pa.array([0.5], pa.float32()),
+        "double": [0.1],
+        "decimal": [Decimal("12.30")],
+        "date": [date(2026, 11, 1)],
+        "utc": pa.array([datetime(2026, 11, 1, 9, tzinfo=UTC)], pa.timestamp("ms", "UTC")),
+        "zoned": pa.array([datetime(2026, 11, 1, 9, tzinfo=UTC)], pa.timestamp("us", "+02:00")),
+        "nanos": pa.array([1], pa.timestamp("ns")),
+        "list": [[1, None]],
+        "struct": [{"b": "x", "a": Decimal("1.0")}],
+        "null": pa.nulls(1),
+    }
+    task = ClaudeTask(name="t", model=HAIKU, prompt="|".join(f"{{{name}}}" for name in columns), max_tokens=1)
+    [shown] = contents(opened(lake.write(columns)), task)
+    assert (shown or "").split("|") == [
+        "1",
+        "é\x00",
+        "d",
+        "true",
+        "-3",
+        "18446744073709551615",
+        "0.5",
+        "0.1",
+        "12.30",
+        "2026-11-01",
+        "2026-11-01T09:00:00Z",
+        "2026-11-01T11:00:00+02:00",
+        "1970-01-01T00:00:00.000000001",
+        "[1,null]",
+        '{"a":"1.0","b":"x"}',
+        "",
+    ]
+
+
+@pytest.mark.parametrize("column", [pa.array([b"\xff"]), pa.array([bytes(16)], pa.uuid()), pa.array([1], pa.duration("s"))])
+def test_a_column_that_has_no_text_is_refused(lake: Lake, column: pa.Array) -> None:
+    source = opened(lake.write(pa.table({"id": [1], "text": column})))
+    with pytest.raises(TaskError, match="cannot show a value of type"):
+        contents(source, SUMMARIES)
+
+
+@pytest.mark.parametrize("name", ["review text", "a{b}c", "naïve.col", "day=1", '"quoted"'])
+def test_columns_of_any_name_can_be_slots(lake: Lake, name: str) -> None:
+    source = opened(lake.write({"id": [7], name: ["x"]}))
+    task = ClaudeTask(name="t", model=HAIKU, prompt=f"{{id}}: {{{name}}}, {{{name}}}", max_tokens=1)
+    assert contents(source, task) == ["7: x, x"]
+
+
+def test_a_column_of_the_path_can_be_a_slot(lake: Lake) -> None:
+    source = opened(lake.texts("a", path="day=2026-11-01/p.parquet").parent.parent)
+    task = ClaudeTask(name="t", model=HAIKU, prompt="{day}: {text}", max_tokens=1)
+    assert contents(source, task) == ["2026-11-01: a"]
+
+
+def test_text_that_is_not_utf_8_is_refused_with_its_file(lake: Lake) -> None:
+    offsets = np.array([0, 2], np.int32).tobytes()
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff\xfe")])
+    path = lake.write(pa.table({"id": [1], "text": broken}))
+    with pytest.raises(SourceError, match=rf"{path} has text that is not UTF-8 in text.*Nothing was sent from it"):
+        contents(opened(path), SUMMARIES)
+
+
+def test_keys_of_a_file_are_rendered_once_and_read_afterwards(lake: Lake) -> None:
+    source = opened(lake.texts("a", None, "b", "a"))
+    keys, reasons = read_or_render_keys(lake.store, source, source.files[0], SUMMARIES)
+    first, skipped, second, again = key_hex(keys)
+    assert first == again != second
+    assert skipped == "0" * 32
+    assert reasons == [None, "skipped", None, None]
+    [path] = lake.store.list("keys")
+    assert path == row_keys_path(source.digest(source.files[0]), SUMMARIES.task_key)
+    before = lake.store.version(path)
+    assert read_or_render_keys(lake.store, source, source.files[0], SUMMARIES)[0].tolist() == keys.tolist()
+    assert lake.store.version(path) == before
