@@ -50,7 +50,7 @@ NAMES = {
     WorkspaceRecord(workspace_id="w"): "workspace_id format",
     RoundRecord(round=2, shards=(SHARD,)): "round shards format",
 }
-ENTRY_NAMES = "run_id number admitted_at endpoint owner tasks source keys shards cost_nano_usd max_attempts max_in_flight_batches format"
+ENTRY_NAMES = "run_id number admitted_at endpoint owner tasks source keys shards cost_nano_usd max_attempts max_in_flight_batches preflights format"
 DONE_NAMES = "run_id finished_at outcome rows batches usage cost_nano_usd error format"
 
 
@@ -73,7 +73,7 @@ def test_a_record_comes_back_as_it_was_written_and_says_its_format(record: msgsp
 def test_parts_of_an_entry_have_their_public_names() -> None:
     found = msgspec.to_builtins(ENTRY)
     assert found["owner"].keys() == {"host", "pid", "dagster_run_id"}
-    assert found["tasks"][0].keys() == {"name", "task_key"}
+    assert found["tasks"][0].keys() == {"name", "task_key", "largest_params_bytes"}
     assert found["source"].keys() == {"uri", "fingerprint"}
     assert found["keys"].keys() == {"path", "sha256", "count"}
     assert {"path", "sha256", "requests", "body_bytes"} <= found["shards"][0].keys()
