@@ -50,7 +50,9 @@ NAMES = {
     WorkspaceRecord(workspace_id="w"): "workspace_id format",
     RoundRecord(round=2, shards=(SHARD,)): "round shards format",
 }
-ENTRY_NAMES = "run_id number admitted_at endpoint owner tasks source keys shards cost_nano_usd max_attempts max_in_flight_batches preflights format"
+ENTRY_NAMES = (
+    "run_id number admitted_at endpoint owner tasks source keys shards cost_nano_usd max_attempts max_in_flight_batches preflights format"
+)
 DONE_NAMES = "run_id finished_at outcome rows batches usage cost_nano_usd error format"
 
 
