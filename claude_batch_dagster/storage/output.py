@@ -4,7 +4,7 @@
 - A folder that holds Parquet files and no marker of ours, or a marker of another endpoint, is refused.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -195,6 +195,30 @@ def _read_marker(output: Store, content: bytes) -> Marker:
         raise OutputError(
             f"The marker {output.uri}/{MARKER} cannot be read: {error}. Nothing was sent. Choose another folder, or delete this file and add --replace."
         ) from error
+
+
+def is_whole_output(output: Store, path: str) -> bool:
+    """Tell whether a file of ours is there and holds all rows of its source, not the first ones only."""
+    if not output.exists(path):
+        return False
+    facts = (pq.read_metadata(output.open(path)).metadata or {}).get(METADATA_KEY.encode())
+    return facts is not None and msgspec.json.decode(facts, type=dict[str, object]).get("limit") is None
+
+
+def remove_other_answers(output: Store, marker: Marker, keep: Collection[str]) -> None:
+    """Remove what another endpoint wrote into an output that this job takes over; the answers themselves stay in that root.
+
+    Args:
+        output: The folder.
+        marker: This job's.
+        keep: Paths that this job writes anew.
+    """
+    content = output.get(MARKER)
+    if content is None or _read_marker(output, content).endpoint == marker.endpoint:
+        return
+    for path in output.list(""):
+        if path.rpartition("/")[2] == "part-0.parquet" and path not in keep:
+            output.delete(path)
 
 
 def write_marker(output: Store, marker: Marker) -> None:

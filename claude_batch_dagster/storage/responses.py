@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from claude_batch_dagster.core.outcome import is_final
+from claude_batch_dagster.core.outcome import Outcome, is_final
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import KEY_TYPE, Keys, Mask, keys_from_arrow, pack_keys
 from claude_batch_dagster.storage.store import Store
@@ -41,6 +41,9 @@ SCHEMA = pa.schema(
         pa.field("answered_at", pa.timestamp("us", "UTC")),
     ]
 )
+_OUTCOMES = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.PENDING)
+_CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
+_FAILURE_CODES = np.array([_CODES[outcome] for outcome in (Outcome.TRUNCATED, Outcome.INVALID, Outcome.ERRORED)], np.uint8)
 _RANK_COLUMNS = ["request_key", "outcome", "error", "round", "answered_at", "output_tokens"]
 
 
@@ -76,6 +79,7 @@ def _to_arrow(rows: Sequence[Response], batch_id: str, round_number: int, answer
 class _Located:
     keys: Keys
     final: Mask
+    outcome: npt.NDArray[np.uint8]
     file: npt.NDArray[np.int32]
     row: npt.NDArray[np.int64]
 
@@ -117,6 +121,22 @@ class Answers:
         found[found] = self._index.final[places[found]]
         return found
 
+    def failed(self, keys: Keys) -> Mask:
+        """Tell which keys have a response that is a failure for good: truncated, invalid or errored."""
+        places = self.find(keys)
+        found = places >= 0
+        index = self._index
+        found[found] = index.final[places[found]] & np.isin(index.outcome[places[found]], _FAILURE_CODES)
+        return found
+
+    def count_outcomes(self, keys: Keys) -> dict[str, int]:
+        """Count keys by the outcome of their best response, `pending` for none."""
+        places = self.find(keys)
+        counts = np.bincount(self._index.outcome[places[places >= 0]], minlength=len(_OUTCOMES))
+        return {outcome: int(count) for outcome, count in zip(_OUTCOMES, counts, strict=True)} | {
+            Outcome.PENDING.value: int((places < 0).sum())
+        }
+
     def fetch(self, places: npt.NDArray[np.int64]) -> pa.Table:
         """Read responses by place, in the order given."""
         if not len(places):
@@ -144,30 +164,33 @@ class Answers:
             yield row["outcome"], row["error"]
 
     def _load(self) -> _Located:
-        parts: list[tuple[Keys, Mask, Mask, npt.NDArray[np.int64], npt.NDArray[np.int32]]] = []
+        parts: list[tuple[Keys, Mask, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int32]]] = []
         for path in self._paths:
             table = pq.read_table(self._store.open(path), columns=_RANK_COLUMNS)
             outcomes = table["outcome"].to_pylist()
-            usable = np.fromiter((outcome == "succeeded" for outcome in outcomes), np.bool_, len(outcomes))
+            codes = np.fromiter((_CODES[outcome] for outcome in outcomes), np.uint8, len(outcomes))
+            usable = codes == _CODES[Outcome.SUCCEEDED]
             final = np.fromiter(
                 (is_final(o, e) for o, e in zip(outcomes, table["error"].to_pylist(), strict=True)), np.bool_, len(outcomes)
             )
             stamps = table["answered_at"].cast(pa.int64()).to_numpy()
-            parts.append((keys_from_arrow(table["request_key"]), final, usable, stamps, table["round"].to_numpy()))
+            parts.append((keys_from_arrow(table["request_key"]), final, codes, stamps, table["round"].to_numpy()))
             self._answered += int(usable.sum())
             self._output_tokens += int(pc.sum(pc.if_else(pa.array(usable), table["output_tokens"], 0)).as_py() or 0)
         if not parts:
             empty = np.empty(0, np.int64)
-            return _Located(keys=pack_keys([]), final=empty.astype(np.bool_), file=empty.astype(np.int32), row=empty)
-        keys, final, usable, stamps, rounds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            return _Located(
+                keys=pack_keys([]), final=empty.astype(np.bool_), outcome=empty.astype(np.uint8), file=empty.astype(np.int32), row=empty
+            )
+        keys, final, codes, stamps, rounds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         lengths = [len(part[0]) for part in parts]
         files = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
         rows = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
-        order = np.lexsort((files, rounds, stamps, usable, keys[:, 1], keys[:, 0]))
+        order = np.lexsort((files, rounds, stamps, codes == _CODES[Outcome.SUCCEEDED], keys[:, 1], keys[:, 0]))
         last = np.ones(len(order), np.bool_)
         last[:-1] = (keys[order][1:] != keys[order][:-1]).any(axis=1)
         best = order[last]
-        return _Located(keys=keys[best], final=final[best], file=files[best], row=rows[best])
+        return _Located(keys=keys[best], final=final[best], outcome=codes[best], file=files[best], row=rows[best])
 
     def _row_groups(self, file: int) -> list[tuple[int, int, int]]:
         metadata = self._opened(file).metadata

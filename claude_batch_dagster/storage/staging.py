@@ -65,6 +65,12 @@ class ShardStager:
         self._close()
         return tuple(self._shards)
 
+    def abandon(self) -> None:
+        """Give up the shard that is being written; what was put before is garbage that no record names."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
     def _close(self) -> None:
         if self._open is None:
             return

@@ -107,7 +107,14 @@ def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], k
         admitted_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         endpoint=job.endpoint,
         owner=Owner(host=socket.gethostname(), pid=os.getpid(), dagster_run_id=job.dagster_run_id),
-        tasks=tuple(TaskRef(name=target.task.name, task_key=target.task.task_key) for target in job.targets),
+        tasks=tuple(
+            TaskRef(
+                name=target.task.name,
+                task_key=target.task.task_key,
+                largest_params_bytes=plan.estimates[target.task.name].largest_params_bytes,
+            )
+            for target in job.targets
+        ),
         source=SourceRef(uri=job.source.uri, fingerprint=plan.fingerprint),
         keys=keys,
         shards=shards,
@@ -118,4 +125,5 @@ def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], k
         ),
         max_attempts=job.max_attempts,
         max_in_flight_batches=job.max_in_flight_batches,
+        preflights=plan.preflights,
     )

@@ -26,8 +26,26 @@ def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
     if worst + spent_worst_nano_usd > job.max_cost_usd * _NANO:
         total = plan.total
         raise CostError(
-            f"{asked:,} of {total.rows:,} rows' requests are new ({total.already_answered:,} are answered, {total.in_flight:,} in flight); they cost about "
+            f"{asked:,} requests of {total.rows:,} rows would be sent ({explain_reasons(plan)}; {total.already_answered:,} more are answered, "
+            f"{total.in_flight:,} in flight); they cost about "
             f"${expected / _NANO:,.2f} and at most ${(worst + spent_worst_nano_usd) / _NANO:,.2f}, which is over the cap of ${job.max_cost_usd:,.2f}. "
             "Nothing was sent. Raise max_cost_usd, lower max_tokens, or ask fewer rows.",
             worst_nano_usd=worst,
         )
+
+
+def explain_reasons(plan: Plan) -> str:
+    """Say why a plan asks what it asks, in a few words.
+
+    Names the parts of a task that changed.
+    """
+    words = {
+        "new": "new rows",
+        "changed": "changed rows",
+        "prompt_changed": "whose task changed",
+        "failed_before": "that failed before",
+        "asked_again": "asked again on purpose",
+    }
+    parts = [f"{plan.reasons[reason]:,} {text}" for reason, text in words.items() if plan.reasons.get(reason)]
+    changes = [f"{name}: {', '.join(changed)}" for name, changed in plan.changed_parts.items()]
+    return ", ".join(parts) + (f" ({'; '.join(changes)})" if changes else "")

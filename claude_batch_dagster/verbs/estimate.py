@@ -46,6 +46,7 @@ class TaskEstimate:
         expected_output_tokens: At the task's own mean so far, else at a quarter of `max_tokens`.
         worst_nano_usd: None where the model has no price.
         expected_nano_usd: None where the model has no price.
+        largest_params_bytes: Of one request.
         assumption: What the expected figures rest on, in words.
     """
 
@@ -56,6 +57,7 @@ class TaskEstimate:
     expected_output_tokens: int
     worst_nano_usd: int | None
     expected_nano_usd: int | None
+    largest_params_bytes: int
     assumption: str
 
 
@@ -76,7 +78,7 @@ class Estimator:
         self._assumption = (
             f"{EXPECTED_BYTES_PER_TOKEN} bytes a token of input; {self._output_tokens:,.0f} tokens of output a request, {source}"
         )
-        self._requests = self._worst_input = self._expected_input = self._worst_nano = 0
+        self._requests = self._largest = self._worst_input = self._expected_input = self._worst_nano = 0
         self._expected_nano = 0.0
 
     def add(self, params_bytes: int) -> int | None:
@@ -84,6 +86,7 @@ class Estimator:
         worst_input = -(-params_bytes // WORST_BYTES_PER_TOKEN)
         expected_input = math.ceil(params_bytes / EXPECTED_BYTES_PER_TOKEN)
         self._requests += 1
+        self._largest = max(self._largest, params_bytes)
         self._worst_input += worst_input
         self._expected_input += expected_input
         worst_prices, prices = unit_prices(self._model, worst_input), unit_prices(self._model, expected_input)
@@ -105,6 +108,7 @@ class Estimator:
             expected_output_tokens=round(self._requests * self._output_tokens),
             worst_nano_usd=self._worst_nano if priced else None,
             expected_nano_usd=round(self._expected_nano) if priced else None,
+            largest_params_bytes=self._largest,
             assumption=self._assumption,
         )
 

@@ -44,7 +44,12 @@ class Job:
         max_requests_per_batch: 1 to 100,000.
         max_in_flight_batches: Batches submitted and not collected at once, at least 1.
         max_attempts: How often a request is asked at most in one run.
-        replace: Whether an output that is not ours, or another endpoint's, may be replaced.
+        replace: Whether an output may be replaced that is not ours, that is another endpoint's, or that a limit would cut.
+        limit: Source rows in all, the first ones; None for all of them.
+        ask_again: Keys of rows that are asked again though they are answered; columns of one key are joined by commas.
+        retry_failed: Whether rows are asked again that failed for good.
+        fail_above: Share of failed rows, 0 to 1, above which nothing is published and the job fails; None for never.
+        preflight: Whether a new task is tried on a sample text before its first batch.
         dagster_run_id: For people, in the log.
     """
 
@@ -59,6 +64,11 @@ class Job:
     max_in_flight_batches: int = DEFAULT_MAX_IN_FLIGHT_BATCHES
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     replace: bool = False
+    limit: int | None = None
+    ask_again: tuple[str, ...] = ()
+    retry_failed: bool = False
+    fail_above: float | None = None
+    preflight: bool = True
     dagster_run_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +85,16 @@ class Job:
                 raise UsageError(f"{name} is {value:,}; {least:,} to {most:,} are possible. Nothing was sent.")
         if self.max_cost_usd is not None and not self.max_cost_usd >= 0:
             raise UsageError(f"max_cost_usd is {self.max_cost_usd}; it cannot be negative. Nothing was sent.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit is {self.limit}; the least is 1. Nothing was sent.")
+        if self.fail_above is not None and not 0 <= self.fail_above <= 1:
+            raise UsageError(f"fail_above is {self.fail_above}; it is a share of the rows, 0 to 1. Nothing was sent.")
+        inside = [target.output for target in self.targets if f"{absolute_uri(target.output)}/".startswith(f"{self.source.uri}/")]
+        if inside:
+            raise UsageError(
+                f"The output {inside[0]} lies inside the source {self.source.uri}: its rows would be asked about next time. Nothing was sent. "
+                "Choose a folder beside it."
+            )
         names = [short_name(target.task.name) for target in self.targets]
         twins = [target.task.name for target in self.targets if names.count(short_name(target.task.name)) > 1]
         if twins:

@@ -5,37 +5,31 @@ that nothing is paid twice: the plan log first, the answers after it.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import uuid_utils
 
-from claude_batch_dagster.core.errors import RootError, SourceError, TaskError
-from claude_batch_dagster.core.records import KeysRef, LogEntry, ShardRef
+from claude_batch_dagster.core.errors import OutputError, RootError, SourceError, TaskError, UsageError
+from claude_batch_dagster.core.records import KeysRef, LogEntry, PreflightRef, ShardRef
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.keys import (
-    REASONS,
-    Keys,
-    KeySet,
-    Mask,
-    RowKeys,
-    keys_from_arrow,
-    read_owned_keys,
-    read_row_keys,
-    row_keys_path,
-)
-from claude_batch_dagster.storage.output import carried_columns, check_output, output_schema
+from claude_batch_dagster.storage.keys import REASONS, Keys, Mask, pack_keys
+from claude_batch_dagster.storage.output import carried_columns, check_output, is_whole_output, output_path, output_schema
 from claude_batch_dagster.storage.plans import LogSnapshot, pin_root, read_log, read_root
-from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.source import Source, SourceFile
-from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.store import Store, join_uri
 from claude_batch_dagster.verbs.estimate import Estimator, TaskEstimate
 from claude_batch_dagster.verbs.job import Job, Target
-from claude_batch_dagster.verbs.render import RenderedPiece, render_file
-from claude_batch_dagster.verbs.stage import CountingStage, PlanStage
+from claude_batch_dagster.verbs.preflight import stage_preflight
+from claude_batch_dagster.verbs.reasons import ReasonCounter
+from claude_batch_dagster.verbs.render import KeyKeeper, RenderedPiece, read_kept_keys, read_or_render_keys, render_rows
+from claude_batch_dagster.verbs.select import FileRows, leaves_rows_out, row_key_texts, select_rows
+from claude_batch_dagster.verbs.stage import CountingStage, PlanStage, Staged
+from claude_batch_dagster.verbs.subtract import Subtraction, read_subtractions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,10 +52,20 @@ class Tally:
     already_answered: int = 0
     in_flight: int = 0
 
-    def add(self, other: "Tally") -> None:
-        """Add another tally to this one."""
+    def count_rows(self, reasons: Sequence[str | None]) -> None:
+        """Count rows, and those that are not asked about by their reason."""
+        self.rows += len(reasons)
+        self.skipped += reasons.count("skipped")
+        self.too_large += reasons.count("too_large")
+
+
+def sum_tallies(tallies: Iterable[Tally]) -> Tally:
+    """Return the sum of tallies."""
+    total = Tally()
+    for tally in tallies:
         for name in ("rows", "skipped", "too_large", "asked", "already_answered", "in_flight"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            setattr(total, name, getattr(total, name) + getattr(tally, name))
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,10 @@ class Plan:
         fingerprint: Of the source's planned files.
         bad_partitions: Partitions left out, with the reason.
         warnings: What a person should know before saying yes.
+        limit: Set where a limit leaves rows out.
+        reasons: Distinct requests to ask, by why.
+        changed_parts: By task name: which parts of the task differ from the versions that wrote the output.
+        preflights: New tasks' requests on a sample text.
         example: The first request's params, as JSON; only in a preview.
     """
 
@@ -96,15 +104,16 @@ class Plan:
     fingerprint: str
     bad_partitions: dict[str, str]
     warnings: tuple[str, ...]
+    limit: int | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
+    changed_parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    preflights: tuple[PreflightRef, ...] = ()
     example: str | None = None
 
     @property
     def total(self) -> Tally:
         """The sum over all outputs and partitions."""
-        total = Tally()
-        for tally in self.tallies.values():
-            total.add(tally)
-        return total
+        return sum_tallies(self.tallies.values())
 
     @property
     def worst_nano_usd(self) -> int | None:
@@ -115,16 +124,6 @@ class Plan:
     def expected_nano_usd(self) -> int | None:
         """What it will probably cost; None where a model has no price."""
         return _sum_known(estimate.expected_nano_usd for estimate in self.estimates.values())
-
-
-@dataclass(slots=True, kw_only=True)
-class _Known:
-    """What one task's requests are compared with."""
-
-    answers: Answers
-    in_flight: dict[int, KeySet] = field(default_factory=dict)
-    concluded: KeySet = field(default_factory=KeySet)
-    seen: KeySet = field(default_factory=KeySet)
 
 
 def plan_job(
@@ -156,57 +155,94 @@ class _Planner:
         self._run_id = str(uuid_utils.uuid7())
         self._source = Source(job.source)
         self._concluded_runs = concluded_runs
-        self._example: str | None = None
-        self._tallies: dict[tuple[str, str | None], Tally] = {}
         self._bad: dict[str, str] = {}
-        self._entries: dict[int, LogEntry] = {}
-        self._waits: dict[int, LogEntry] = {}
 
     def plan(self) -> Plan:
-        job = self._job
-        self._check_outputs()
+        for target in self._job.targets:
+            check_output(Store(target.output), self._job.marker(), replace=self._job.replace)
         files = self._check_source()
-        pin_job_root(self._store, job, write=not self._preview)
+        pin_job_root(self._store, self._job, write=not self._preview)
+        while True:
+            try:
+                return self._plan_files(files)
+            except _BadPartitionError as error:
+                # What was staged of it is garbage that no record names; its neighbours' keys are kept, so this costs little.
+                self._bad[error.partition] = str(error)
+                del files[error.partition]
+                if not files:
+                    raise SourceError(
+                        f"None of the {len(self._bad)} partitions of {self._source.uri} can be asked about. {error}"
+                    ) from error
+
+    def _plan_files(self, files: dict[str | None, list[SourceFile]]) -> Plan:
+        limited = leaves_rows_out(self._source, files, self._job.limit)
+        selected = select_rows(self._source, files, self._job.limit)
+        if limited:
+            self._check_limit(selected)
         # The log before the answers: a run that ends between the two reads must be in one of them.
         snapshot = read_log(self._store)
-        known = self._read_known(snapshot)
-        estimators = {
-            target.task.name: Estimator(target.task.model, target.task.max_tokens, known[target.task.task_key].answers.mean_output_tokens)
-            for target in job.targets
-        }
-        with self._store.scratch() as scratch:
-            stage = CountingStage(job) if self._preview else PlanStage(job, self._store, self._run_id, scratch)
-            for partition, partition_files in files.items():
-                for target in job.targets:
-                    tally = Tally()
-                    for file in partition_files:
-                        self._plan_file(target, file, known[target.task.task_key], estimators[target.task.name], stage, tally, scratch)
-                    self._tallies[target.task.name, partition] = tally
+        known = read_subtractions(self._store, self._job, snapshot, self._concluded_runs)
+        if self._job.ask_again:
+            self._add_again(selected, known)
+        with self._store.scratch() as scratch, ExitStack() as opened:
+            stage = CountingStage(self._job) if self._preview else PlanStage(self._job, self._store, self._run_id, scratch)
+            opened.callback(stage.close)
+            plans = {
+                target.task.name: _TargetPlan.begin(self._job, target, self._source, known[target.task.task_key])
+                for target in self._job.targets
+            }
+            tallies: dict[tuple[str, str | None], Tally] = {}
+            for partition, parts in selected.items():
+                for name, plan in plans.items():
+                    tally = tallies[name, partition] = Tally()
+                    try:
+                        for part in parts:
+                            self._plan_part(plan, partition, part, stage, tally, tallies)
+                    except SourceError as error:
+                        if partition is None:
+                            raise
+                        raise _BadPartitionError(str(error), partition=partition) from error
             staged = stage.finish()
-        estimates = {name: estimator.finish() for name, estimator in estimators.items()}
+        return self._conclude(plans, staged, tallies, snapshot, files, limited=limited)
+
+    def _conclude(
+        self,
+        plans: "dict[str, _TargetPlan]",
+        staged: Staged,
+        tallies: dict[tuple[str, str | None], Tally],
+        snapshot: LogSnapshot,
+        files: dict[str | None, list[SourceFile]],
+        *,
+        limited: bool,
+    ) -> Plan:
+        holders = {number for plan in plans.values() for number in plan.holders}
+        estimates = {name: plan.estimator.finish() for name, plan in plans.items()}
+        reasons: Counter[str] = Counter()
+        for plan in plans.values():
+            reasons.update(plan.reasons.counts)
         return Plan(
             run_id=self._run_id,
             snapshot=snapshot,
-            tallies=self._tallies,
+            tallies=tallies,
             shards=staged.shards,
             keys=staged.keys,
             batches=staged.batches,
-            waits=tuple(self._waits.values()),
+            waits=tuple(entry for entry in snapshot.open if entry.number in holders),
             estimates=estimates,
             source=self._source,
             fingerprint=source_fingerprint(self._source, [file for group in files.values() for file in group]),
             bad_partitions=self._bad,
             warnings=tuple(
-                f"{target.task.model} has no known price: the cost of {target.task.name} is unknown, not zero."
-                for target in job.targets
-                if estimates[target.task.name].worst_nano_usd is None
+                f"{plan.task.model} has no known price: the cost of {name} is unknown, not zero."
+                for name, plan in plans.items()
+                if estimates[name].worst_nano_usd is None
             ),
-            example=self._example,
+            limit=self._job.limit if limited else None,
+            reasons={reason: count for reason, count in reasons.items() if count},
+            changed_parts={name: changes for name, plan in plans.items() if (changes := plan.reasons.describe_changes(self._store))},
+            preflights=() if self._preview or staged.keys is None else self._stage_preflights(plans, files),
+            example=next((plan.example for plan in plans.values() if plan.example), None) if self._preview else None,
         )
-
-    def _check_outputs(self) -> None:
-        for target in self._job.targets:
-            check_output(Store(target.output), self._job.marker(), replace=self._job.replace)
 
     def _check_source(self) -> dict[str | None, list[SourceFile]]:
         """Return the files of each good partition; remember why the others are not."""
@@ -242,99 +278,127 @@ class _Planner:
                 Renderer(target.task, source.schema(file).names)
         return files
 
-    def _read_known(self, snapshot: LogSnapshot) -> dict[str, _Known]:
-        known = {
-            target.task.task_key: _Known(answers=Answers(self._store, self._job.endpoint, target.task.task_key))
-            for target in self._job.targets
-        }
-        for entry in snapshot.open:
-            self._subtract_entry(entry, known)
-        for run_id in self._concluded_runs:
-            for task_key, keys in read_owned_keys(self._store, run_id):
-                if task_key in known:
-                    known[task_key].concluded.add(keys)
-        return known
+    def _check_limit(self, selected: dict[str | None, list[FileRows]]) -> None:
+        """Refuse to put a few rows in the place of all of them."""
+        for target in self._job.targets:
+            for partition in selected:
+                path = output_path(self._job.source.partition_column, partition)
+                if not self._job.replace and is_whole_output(Store(target.output), path):
+                    raise OutputError(
+                        f"The output {join_uri(target.output, path)} holds all rows, and --limit {self._job.limit} would leave the first ones only. "
+                        "Nothing was sent. Choose another folder, or add --replace (in Dagster: replace=True)."
+                    )
 
-    def _subtract_entry(self, entry: LogEntry, known: dict[str, _Known]) -> None:
-        self._entries[entry.number] = entry
-        for task_key, keys in read_owned_keys(self._store, entry.run_id):
-            if task_key in known:
-                held = known[task_key].in_flight.setdefault(entry.number, KeySet(len(keys)))
-                held.add(keys)
+    def _add_again(self, selected: dict[str | None, list[FileRows]], known: dict[str, Subtraction]) -> None:
+        """Find the requests of the rows that are asked again, in every file, before any of them is compared."""
+        missing = set(self._job.ask_again)
+        for part in (part for parts in selected.values() for part in parts):
+            texts = list(row_key_texts(self._source, part, self._job.source.key_columns))
+            rows = np.flatnonzero([text in self._job.ask_again for text in texts])
+            missing -= {texts[row] for row in rows}
+            for target in self._job.targets if len(rows) else ():
+                found = read_or_render_keys(self._store, self._source, part, target.task, keep=not self._preview)
+                known[target.task.task_key].again.add(found.keys[rows])
+        if missing:
+            raise UsageError(
+                f"{len(missing)} of the {len(set(self._job.ask_again))} keys to ask again are in no row of {self._source.uri}: "
+                f"{', '.join(sorted(missing)[:5])}. Nothing was sent. Check them; several key columns are joined by commas."
+            )
 
-    def _plan_file(
+    def _plan_part(
         self,
-        target: Target,
-        file: SourceFile,
-        known: _Known,
-        estimator: Estimator,
+        plan: "_TargetPlan",
+        partition: str | None,
+        part: FileRows,
         stage: CountingStage | PlanStage,
         tally: Tally,
-        scratch: Path,
+        tallies: dict[tuple[str, str | None], Tally],
     ) -> None:
-        task = target.task
-        digest = self._source.digest(file)
-        kept = read_row_keys(self._store, digest, task.task_key)
+        kept = read_kept_keys(self._store, self._source, part, plan.task)
         if kept is not None:
-            keys = keys_from_arrow(kept["request_key"])
-            _count_rows(tally, kept["reason"].to_pylist())
-            asked = self._classify(keys, known, tally)
-            if not asked.any():
-                return
-        written = RowKeys(scratch / "row_keys.parquet") if kept is None and not self._preview else None
-        start = 0
-        for piece in render_file(self._source, file, task):
-            if kept is None:
-                _count_rows(tally, [None if reason is None else REASONS[reason] for reason in piece.reasons])
-                piece_asked = self._classify(piece.keys, known, tally)
-            else:
-                piece_asked = asked[start : start + len(piece.keys)]
-            start += len(piece.keys)
-            if written is not None:
-                written.append(piece.keys, piece.reasons)
-            self._ask(task, piece, piece_asked, estimator, stage)
-            self._report(tally)
-        if written is not None:
-            written.close()
-            self._store.put_file(row_keys_path(digest, task.task_key), written.file)
+            tally.count_rows(kept.reasons)
+            keys, asked = kept.keys, plan.split(kept.keys, tally)
+            if asked.any():
+                start = 0
+                for piece in render_rows(self._source, part, plan.task):
+                    plan.ask(piece, asked[start : start + len(piece.keys)], stage)
+                    start += len(piece.keys)
+        else:
+            pieces: list[tuple[Keys, Mask]] = [(pack_keys([]), np.zeros(0, np.bool_))]
+            with KeyKeeper(self._store, self._source, part, plan.task, keep=not self._preview) as keeper:
+                for piece in render_rows(self._source, part, plan.task):
+                    keeper.add(piece)
+                    tally.count_rows([None if reason is None else REASONS[reason] for reason in piece.reasons])
+                    piece_asked = plan.split(piece.keys, tally)
+                    plan.ask(piece, piece_asked, stage)
+                    pieces.append((piece.keys, piece_asked))
+                    self._report(tallies)
+            keys, asked = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+        if asked.any():
+            plan.reasons.add(partition, part, keys, asked, plan.known)
+        self._report(tallies)
 
-    def _classify(self, keys: Keys, known: _Known, tally: Tally) -> Mask:
-        """Tell which rows' requests this plan will own: new here, not in flight, not answered, not concluded."""
-        new = known.seen.add(keys)
-        wanted = keys[new]
-        in_flight = np.zeros(len(wanted), np.bool_)
-        for number, held in known.in_flight.items():
-            mine = held.contains(wanted)
-            if mine.any():
-                self._waits[number] = self._entries[number]
-            in_flight |= mine
-        answered = ~in_flight & (known.answers.final(wanted) | known.concluded.contains(wanted))
-        asked = ~in_flight & ~answered
-        tally.in_flight += int(in_flight.sum())
-        tally.already_answered += int(answered.sum())
-        tally.asked += int(asked.sum())
-        mask = np.zeros(len(keys), np.bool_)
-        mask[np.flatnonzero(new)[asked]] = True
-        return mask
+    def _stage_preflights(self, plans: "dict[str, _TargetPlan]", files: dict[str | None, list[SourceFile]]) -> tuple[PreflightRef, ...]:
+        if not self._job.preflight:
+            return ()
+        columns = self._source.schema(next(iter(files.values()))[0]).names
+        new = [plan.task for plan in plans.values() if not len(plan.known.answers) and plan.estimator.finish().requests]
+        staged = (stage_preflight(self._store, self._run_id, task, columns) for task in new)
+        return tuple(ref for ref in staged if ref is not None)
 
-    def _ask(self, task: ClaudeTask, piece: RenderedPiece, asked: Mask, estimator: Estimator, stage: CountingStage | PlanStage) -> None:
+    def _report(self, tallies: dict[tuple[str, str | None], Tally]) -> None:
+        if self._on_rows is not None:
+            self._on_rows(sum_tallies(tallies.values()))
+
+
+class _BadPartitionError(SourceError):
+    """A partition that cannot be read to its end."""
+
+    def __init__(self, message: str, *, partition: str) -> None:
+        super().__init__(message, partition=partition)
+        self.partition = partition
+
+
+@dataclass(slots=True, kw_only=True)
+class _TargetPlan:
+    """One output as it is being planned."""
+
+    task: ClaudeTask
+    known: Subtraction
+    estimator: Estimator
+    reasons: ReasonCounter
+    holders: set[int] = field(default_factory=set)
+    example: str | None = None
+
+    @classmethod
+    def begin(cls, job: Job, target: Target, source: Source, known: Subtraction) -> "_TargetPlan":
+        task = target.task
+        return cls(
+            task=task,
+            known=known,
+            estimator=Estimator(task.model, task.max_tokens, known.answers.mean_output_tokens),
+            reasons=ReasonCounter(job=job, target=target, source=source),
+        )
+
+    def split(self, keys: Keys, tally: Tally) -> Mask:
+        """Return which rows' requests the plan will own."""
+        split = self.known.split(keys)
+        self.holders |= split.holders
+        tally.asked += int(split.asked.sum())
+        tally.in_flight += split.in_flight
+        tally.already_answered += split.answered
+        return split.asked
+
+    def ask(self, piece: RenderedPiece, asked: Mask, stage: CountingStage | PlanStage) -> None:
+        """Stage the requests of these rows."""
         rows = np.flatnonzero(asked)
         places = []
         for row in rows:
             request = piece.requests[row]
             assert request is not None, "only rows with a request are asked about"
-            if self._preview and self._example is None:
-                self._example = request.params.decode()
-            places.append(stage.add(task.name, request, estimator.add(len(request.params))))
-        stage.own(task.task_key, piece.keys[rows], places)
-
-    def _report(self, tally: Tally) -> None:
-        if self._on_rows is not None:
-            total = Tally()
-            for finished in self._tallies.values():
-                total.add(finished)
-            total.add(tally)
-            self._on_rows(total)
+            self.example = self.example or request.params.decode()
+            places.append(stage.add(self.task.name, request, self.estimator.add(len(request.params))))
+        stage.own(self.task.task_key, piece.keys[rows], places)
 
 
 def pin_job_root(store: Store, job: Job, *, write: bool) -> None:
@@ -361,12 +425,6 @@ def source_fingerprint(source: Source, files: Iterable[SourceFile]) -> str:
     """Return what the planned files' names and contents hash to."""
     content = "\n".join(f"{file.path} {source.digest(file)}" for file in files)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _count_rows(tally: Tally, reasons: Sequence[str | None]) -> None:
-    tally.rows += len(reasons)
-    tally.skipped += reasons.count("skipped")
-    tally.too_large += reasons.count("too_large")
 
 
 def _sum_known(values: Iterable[int | None]) -> int | None:

@@ -1,17 +1,28 @@
 """Publish: join the source's rows with the answers by key, in source order, into one file a partition. Rows in equal rows out."""
 
-from collections.abc import Set
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from claude_batch_dagster.core.errors import OutputError, SourceError
-from claude_batch_dagster.storage.output import OutputWriter, WrittenOutput, carried_columns, output_path, output_schema, write_marker
+from claude_batch_dagster.core.errors import OutputError, RunError, SourceError
+from claude_batch_dagster.storage.output import (
+    FAILED_STATUSES,
+    OutputWriter,
+    WrittenOutput,
+    carried_columns,
+    output_path,
+    output_schema,
+    remove_other_answers,
+    write_marker,
+)
 from claude_batch_dagster.storage.responses import Answers
-from claude_batch_dagster.storage.source import Source, SourceFile
+from claude_batch_dagster.storage.source import Source
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.render import read_or_render_keys
+from claude_batch_dagster.verbs.select import FileRows, first_rows, select_rows
 
 BUCKET_ROWS = 32_768
 SOURCE_TRIES = 3
@@ -44,7 +55,9 @@ class Published:
     failed_partitions: dict[str, str]
 
 
-def publish_job(job: Job, partitions: list[str | None], *, run: str | None, own_batch_ids: Set[str] = frozenset()) -> Published:
+def publish_job(
+    job: Job, partitions: Sequence[str | None], *, run: str | None, limit: int | None = None, own_batch_ids: Set[str] = frozenset()
+) -> Published:
     """Write a job's outputs.
 
     A row that changed since it was planned has no answer to its text, so it is written as `pending`.
@@ -53,85 +66,124 @@ def publish_job(job: Job, partitions: list[str | None], *, run: str | None, own_
         job: What was asked.
         partitions: Which to write; [None] for a source without partitions.
         run: `r42`: stands in the files' metadata; None where nothing was asked.
+        limit: Rows over these partitions, where a limit leaves any out; None for all.
         own_batch_ids: Batches that this invocation paid for.
 
     Raises:
         SourceError: Terminal. A source without partitions cannot be read.
         OutputError: Terminal. Rows in and rows out differ, or the output cannot be written.
+        RunError: Terminal. A larger share of the rows failed than `fail_above` allows; nothing was written.
     """
-    store = Store(job.root)
-    outputs: list[PublishedOutput] = []
-    failed: dict[str, str] = {}
-    for target in job.targets:
-        answers = Answers(store, job.endpoint, target.task.task_key)
-        write_marker(Store(target.output), job.marker())
-        for partition in partitions:
+    return _Publisher(job=job, partitions=partitions, run=run, limit=limit, own_batch_ids=own_batch_ids).publish()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Publisher:
+    job: Job
+    partitions: Sequence[str | None]
+    run: str | None
+    limit: int | None
+    own_batch_ids: Set[str]
+
+    def publish(self) -> Published:
+        store = Store(self.job.root)
+        answers = {target.task.task_key: Answers(store, self.job.endpoint, target.task.task_key) for target in self.job.targets}
+        if self.job.fail_above is not None:
+            for target in self.job.targets:
+                self._check_failures(target, answers[target.task.task_key], self.job.fail_above)
+        outputs: list[PublishedOutput] = []
+        failed: dict[str, str] = {}
+        paths = [output_path(self.job.source.partition_column, partition) for partition in self.partitions]
+        for target in self.job.targets:
+            output = Store(target.output)
+            remove_other_answers(output, self.job.marker(), keep=paths)
+            write_marker(output, self.job.marker())
+            for partition in self.partitions:
+                try:
+                    written = self._write_steadily(target, partition, answers[target.task.task_key])
+                except SourceError as error:
+                    if partition is None:
+                        raise
+                    failed[partition] = str(error)
+                    continue
+                outputs.append(PublishedOutput(task=target.task.name, partition=partition, written=written))
+        return Published(outputs=tuple(outputs), failed_partitions=failed)
+
+    def _check_failures(self, target: Target, answers: Answers, fail_above: float) -> None:
+        source, store = Source(self.job.source), Store(self.job.root)
+        counts: Counter[str] = Counter()
+        for partition in self.partitions:
+            for part in self._select(source, partition):
+                keyed = read_or_render_keys(store, source, part, target.task, keep=self.limit is None)
+                reasons = Counter(reason for reason in keyed.reasons if reason is not None)
+                counts.update(answers.count_outcomes(keyed.keys))
+                # A row without a key counts as pending there.
+                counts["pending"] -= reasons.total()
+                counts["errored"] += reasons["too_large"]
+        asked, failed = counts.total(), sum(counts[status] for status in FAILED_STATUSES)
+        if asked and failed / asked > fail_above:
+            shown = ", ".join(f"{counts[status]:,} {status}" for status in FAILED_STATUSES if counts[status])
+            raise RunError(
+                f"{failed:,} of the {asked:,} rows that {target.task.name} asked about failed ({failed / asked:.1%}: {shown}), more than "
+                f"fail_above={fail_above:.1%} allows. Nothing was published: {target.output} is as it was. What was answered is kept. "
+                "Look at the failures' reasons, then run again with retry_failed, or raise fail_above.",
+                run=self.run,
+            )
+
+    def _write_steadily(self, target: Target, partition: str | None, answers: Answers) -> WrittenOutput:
+        """Write one partition, once more where its source changes under the reader."""
+        for attempt in range(SOURCE_TRIES):
+            source = Source(self.job.source)
             try:
-                written = _publish_steadily(job, target, partition, answers, own_batch_ids, run)
-            except SourceError as error:
-                if partition is None:
+                return self._write(target, partition, source, answers)
+            except SourceError:
+                if attempt + 1 == SOURCE_TRIES or not source.changed():
                     raise
-                failed[partition] = str(error)
-                continue
-            outputs.append(PublishedOutput(task=target.task.name, partition=partition, written=written))
-    return Published(outputs=tuple(outputs), failed_partitions=failed)
+        raise AssertionError("the last try returned or raised")
 
-
-def _publish_steadily(
-    job: Job, target: Target, partition: str | None, answers: Answers, own_batch_ids: Set[str], run: str | None
-) -> WrittenOutput:
-    """Write one partition, once more where its source changes under the reader."""
-    for attempt in range(SOURCE_TRIES):
-        source = Source(job.source)
-        try:
-            written = _publish_partition(job, target, partition, source, answers, own_batch_ids, run)
-        except SourceError:
-            if attempt + 1 == SOURCE_TRIES or not source.changed():
-                raise
-            continue
+    def _write(self, target: Target, partition: str | None, source: Source, answers: Answers) -> WrittenOutput:
+        parts = self._select(source, partition)
+        source_schema = source.schema(parts[0].file)
+        carried = carried_columns(target.columns, self.job.source.key_columns, source_schema, self.job.source.partition_column)
+        output = Store(target.output)
+        with output.scratch() as scratch:
+            writer = OutputWriter(
+                task=target.task,
+                schema=output_schema(target.task, carried, source_schema),
+                answers=answers,
+                own_batch_ids=self.own_batch_ids,
+                file=scratch / "part-0.parquet",
+                facts={
+                    "task_key": target.task.task_key,
+                    "task": target.task.name,
+                    "run": self.run,
+                    "endpoint": self.job.endpoint,
+                    "source": source.uri,
+                    "limit": self.limit,
+                },
+            )
+            rows = sum(self._append(writer, source, part, target, carried) for part in parts)
+            written = writer.finish(output, output_path(self.job.source.partition_column, partition))
+        if sum(written.rows.values()) != rows:
+            raise OutputError(
+                f"{written.uri} has {sum(written.rows.values()):,} rows and its source {rows:,}. Do not use it, and please report this."
+            )
         return written
-    raise AssertionError("the last try returned or raised")
 
+    def _append(self, writer: OutputWriter, source: Source, part: FileRows, target: Target, carried: tuple[str, ...]) -> int:
+        keyed = read_or_render_keys(Store(self.job.root), source, part, target.task)
+        start = 0
+        for piece in first_rows(source.pieces(part.file, carried, BUCKET_ROWS), part.rows):
+            bucket = slice(start, start + piece.num_rows)
+            writer.append(pa.Table.from_batches([piece]), keyed.keys[bucket], keyed.reasons[bucket])
+            start += piece.num_rows
+        if not start == len(keyed.keys) == part.rows:
+            raise OutputError(
+                f"{source.name(part.file)}: {start:,} rows read, {len(keyed.keys):,} keyed, {part.rows:,} in the footer. Nothing was written. "
+                "Write the file again."
+            )
+        return start
 
-def _publish_partition(
-    job: Job, target: Target, partition: str | None, source: Source, answers: Answers, own_batch_ids: Set[str], run: str | None
-) -> WrittenOutput:
-    files = source.files_of(partition)
-    source_schema = source.schema(files[0])
-    carried = carried_columns(target.columns, job.source.key_columns, source_schema, job.source.partition_column)
-    schema = output_schema(target.task, carried, source_schema)
-    output, store = Store(target.output), Store(job.root)
-    facts = {
-        "task_key": target.task.task_key,
-        "task": target.task.name,
-        "run": run,
-        "endpoint": job.endpoint,
-        "source": source.uri,
-        "limit": None,
-    }
-    with output.scratch() as scratch:
-        writer = OutputWriter(
-            task=target.task, schema=schema, answers=answers, own_batch_ids=own_batch_ids, file=scratch / "part-0.parquet", facts=facts
-        )
-        rows = sum(_append_file(writer, store, source, file, target, carried) for file in files)
-        written = writer.finish(output, output_path(job.source.partition_column, partition))
-    if sum(written.rows.values()) != rows:
-        raise OutputError(
-            f"{written.uri} has {sum(written.rows.values()):,} rows and its source {rows:,}. Do not use it, and please report this."
-        )
-    return written
-
-
-def _append_file(writer: OutputWriter, store: Store, source: Source, file: SourceFile, target: Target, carried: tuple[str, ...]) -> int:
-    keys, reasons = read_or_render_keys(store, source, file, target.task)
-    start = 0
-    for piece in source.pieces(file, carried, BUCKET_ROWS):
-        bucket = slice(start, start + piece.num_rows)
-        writer.append(pa.Table.from_batches([piece]), keys[bucket], reasons[bucket])
-        start += piece.num_rows
-    expected = source.row_count(file)
-    if not start == len(keys) == expected:
-        raise OutputError(
-            f"{source.name(file)}: {start:,} rows read, {len(keys):,} keyed, {expected:,} in the footer. Nothing was written. Write the file again."
-        )
-    return start
+    def _select(self, source: Source, partition: str | None) -> list[FileRows]:
+        wanted = [partition] if self.limit is None else self.partitions
+        return select_rows(source, {key: source.files_of(key) for key in wanted}, self.limit)[partition]

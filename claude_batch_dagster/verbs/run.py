@@ -192,7 +192,7 @@ class _Runner:
         partitions = list(dict.fromkeys(partition for _, partition in plan.tallies))
         own_batch_ids = frozenset(batch_id for entry, _ in self.own for batch_id in batch_ids(list_submissions(self.store, entry.run_id)))
         label = self.own[-1][0].label if self.own else None
-        published = publish_job(self.job, partitions, run=label, own_batch_ids=own_batch_ids)
+        published = publish_job(self.job, partitions, run=label, limit=plan.limit, own_batch_ids=own_batch_ids)
         return self._result(plan, published.outputs, {**plan.bad_partitions, **published.failed_partitions}, detached=False)
 
     def _result(self, plan: Plan, outputs: tuple[PublishedOutput, ...], failed: dict[str, str], *, detached: bool) -> JobResult:

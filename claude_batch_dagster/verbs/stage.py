@@ -38,6 +38,9 @@ class CountingStage:
     def own(self, task_key: str, keys: Keys, places: list[Place]) -> None:
         """Own nothing."""
 
+    def close(self) -> None:
+        """Let go of nothing."""
+
     def finish(self) -> Staged:
         """Return how many batches it would be."""
         return Staged(shards=(), keys=None, batches=self._packer.shards)
@@ -61,6 +64,11 @@ class PlanStage:
     def own(self, task_key: str, keys: Keys, places: list[Place]) -> None:
         """Note whose requests were placed where."""
         self._owned.append(task_key, keys, [place.shard for place in places], [place.position for place in places])
+
+    def close(self) -> None:
+        """Let go of the open files, whether the plan was finished or not."""
+        self._stager.abandon()
+        self._owned.close()
 
     def finish(self) -> Staged:
         """Put the last shard and the owned keys."""

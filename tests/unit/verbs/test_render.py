@@ -16,7 +16,8 @@ from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import key_hex, pack_keys, row_keys_path
 from claude_batch_dagster.storage.source import PIECE_ROWS, ParquetDataset, Source
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.render import read_or_render_keys, render_file
+from claude_batch_dagster.verbs.render import read_or_render_keys, render_rows
+from claude_batch_dagster.verbs.select import FileRows
 
 HAIKU = "claude-haiku-5-5"
 SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)
@@ -34,9 +35,13 @@ def opened(path: Path) -> Source:
     return Source(ParquetDataset(path=str(path), key="id"))
 
 
+def whole(source: Source) -> FileRows:
+    return FileRows(file=source.files[0], rows=source.row_count(source.files[0]), whole=True)
+
+
 def contents(source: Source, task: ClaudeTask) -> list[str | None]:
     found: list[str | None] = []
-    for piece in render_file(source, source.files[0], task):
+    for piece in render_rows(source, whole(source), task):
         found += [None if request is None else json.loads(request.params)["messages"][0]["content"] for request in piece.requests]
     return found
 
@@ -44,7 +49,7 @@ def contents(source: Source, task: ClaudeTask) -> list[str | None]:
 def test_rows_are_rendered_in_order_over_pieces(lake: Lake) -> None:
     count = 2 * PIECE_ROWS + 3
     source = opened(lake.texts(*(f"text {i}" if i % 5 else None for i in range(count))))
-    pieces = list(render_file(source, source.files[0], SUMMARIES))
+    pieces = list(render_rows(source, whole(source), SUMMARIES))
     assert [len(piece.requests) for piece in pieces] == [PIECE_ROWS, PIECE_ROWS, 3]
     assert [reason for piece in pieces for reason in piece.reasons] == [None if i % 5 else 0 for i in range(count)]
     expected = list(Renderer(SUMMARIES, ["text"]).render((f"text {i}" if i % 5 else None,) for i in range(count)))
@@ -124,13 +129,13 @@ def test_text_that_is_not_utf_8_is_refused_with_its_file(lake: Lake) -> None:
 
 def test_keys_of_a_file_are_rendered_once_and_read_afterwards(lake: Lake) -> None:
     source = opened(lake.texts("a", None, "b", "a"))
-    keys, reasons = read_or_render_keys(lake.store, source, source.files[0], SUMMARIES)
-    first, skipped, second, again = key_hex(keys)
+    keyed = read_or_render_keys(lake.store, source, whole(source), SUMMARIES)
+    first, skipped, second, again = key_hex(keyed.keys)
     assert first == again != second
     assert skipped == "0" * 32
-    assert reasons == [None, "skipped", None, None]
+    assert keyed.reasons == [None, "skipped", None, None]
     [path] = lake.store.list("keys")
     assert path == row_keys_path(source.digest(source.files[0]), SUMMARIES.task_key)
     before = lake.store.version(path)
-    assert read_or_render_keys(lake.store, source, source.files[0], SUMMARIES)[0].tolist() == keys.tolist()
+    assert read_or_render_keys(lake.store, source, whole(source), SUMMARIES).keys.tolist() == keyed.keys.tolist()
     assert lake.store.version(path) == before
