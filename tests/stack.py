@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[1]
 TEMPORAL = Path(sys.executable).parent / "temporal"
 START_S = 30.0
 END_S = 60.0
-HISTORIES = Path(__file__).parent / "histories"
+HISTORIES = Path(__file__).parent / "integration" / "histories"
 # RECORD_HISTORIES=1 writes the histories of these tests, which test_worker_replay.py replays.
 RECORDED = {
     "test_two_shards_are_sent_once_collected_and_reported": "two_shards",
