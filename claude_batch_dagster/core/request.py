@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import msgspec
 
@@ -38,6 +39,7 @@ class Request:
     params: bytes
 
 
+@cache
 def short_name(task_name: str) -> str:
     """Return the part of a task's name that a `custom_id` carries."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", task_name)[:NAME_LENGTH]
