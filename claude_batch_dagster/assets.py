@@ -7,8 +7,9 @@ import inspect
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import dagster as dg
@@ -23,6 +24,30 @@ TASK_METADATA_KEY = "claude_batch/task"
 CHECK_NAME = "rows_answered"
 KINDS = ("claude", "parquet")
 SHOWN_WIDTH = 92
+# Each has a default, so that what a step gets always has all of them.
+RUN_CONFIG: Mapping[str, dg.Field] = {
+    "limit": dg.Field(
+        dg.Noneable(int),
+        default_value=None,
+        description="Only the source's first rows, so many in all. They are not paid again in the full run. null: as the resource says.",
+    ),
+    "ask_again": dg.Field(
+        [dg.Any],
+        default_value=[],
+        description="Keys of rows that are asked again though they are answered; several key columns are joined by commas.",
+    ),
+    "retry_failed": dg.Field(bool, default_value=False, description="Ask again the rows that failed for good."),
+    "replace": dg.Field(
+        dg.Noneable(bool),
+        default_value=None,
+        description="Write over what something else or another endpoint wrote, or over all rows with a limit. null: as the resource says.",
+    ),
+    "max_cost_usd": dg.Field(
+        dg.Noneable(float),
+        default_value=None,
+        description="What this run may cost in the worst case, in USD. null: as the resource says.",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +58,13 @@ class AskedAsset:
         task: What is asked.
         source: The rows.
         columns: What is carried from the source: "key", "all" or names.
+        fail_above: Share of failed rows, 0 to 1, above which nothing is published; None for never.
     """
 
     task: ClaudeTask
     source: ParquetDataset
     columns: str | tuple[str, ...]
+    fail_above: float | None = None
 
 
 class AskedAssetText(str):
@@ -60,6 +87,7 @@ def claude_batch_assets(
     source: ParquetDataset,
     tasks: Sequence[ClaudeTask],
     columns: str | Sequence[str] = "key",
+    fail_above: float | None = None,
     partitions_def: "dg.PartitionsDefinition[str] | None" = None,
     backfill_policy: dg.BackfillPolicy | None = None,
     name: str | None = None,
@@ -77,10 +105,26 @@ def claude_batch_assets(
     Each asset has a check, `rows_answered`, that warns where rows ended without an answer. Any subset of the tasks can be
     materialized. A range of partitions is one run, packed into shared batches and published per partition.
 
+    One run is told otherwise in its config (in the UI: Materialize, Open launchpad), which wins over the resource:
+
+        ops:
+          review_insights:        # the body's name
+            config:
+              limit: 20           # only the first 20 rows
+              ask_again: [17, 23] # keys of rows that are asked again
+              retry_failed: true  # ask again what failed for good
+              replace: true
+              max_cost_usd: 25
+
+    A body with a `config` argument of its own has that config instead. Leave `resources:` out of the run config: Dagster would
+    replace the resource whole, its root too.
+
     Args:
         source: The rows, and the asset that writes them.
         tasks: What is asked about each row; a task's name is the last part of its asset's key.
         columns: What the outputs carry from the source: "key", "all" or names.
+        fail_above: Share of failed rows, 0 to 1, above which a run fails and publishes nothing: the table that is there stays. None: a
+            run succeeds whatever became of its rows, and the check warns.
         partitions_def: Its keys are the values of the source's `partition_column`. None for one output of all rows.
         backfill_policy: Of the range of a backfill; a single run unless told otherwise.
         name: Of the op; the body's name unless told otherwise.
@@ -94,9 +138,10 @@ def claude_batch_assets(
         automation_condition: Of all assets.
 
     Raises:
-        UsageError: Terminal. No tasks, two of one name, an `async` body, or partitions without a partition column.
+        UsageError: Terminal. No tasks, two of one name, an `async` body, or partitions without a partition column or the other way round.
     """
-    asked = [AskedAsset(task=task, source=source, columns=columns if isinstance(columns, str) else tuple(columns)) for task in tasks]
+    carried = columns if isinstance(columns, str) else tuple(columns)
+    asked = [AskedAsset(task=task, source=source, columns=carried, fail_above=fail_above) for task in tasks]
     _refuse_contradictions(asked, source, columns, partitions_def)
     prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix or ())
     specs = [
@@ -133,12 +178,13 @@ def claude_batch_assets(
                 for spec in specs
             ],
             can_subset=True,
+            config_schema=None if "config" in inspect.signature(body).parameters else dict(RUN_CONFIG),
             partitions_def=partitions_def,
             backfill_policy=backfill_policy,
             op_tags=op_tags,
             pool=pool,
             retry_policy=retry_policy,
-        )(body)
+        )(_refuse_lost_events(body))
 
     return define
 
@@ -160,6 +206,31 @@ def asked_assets(definition: dg.AssetsDefinition) -> dict[dg.AssetKey, AskedAsse
     return asked
 
 
+def _refuse_lost_events(body: Callable[..., Any]) -> Callable[..., Iterator[object]]:
+    """Let a body fail that drops the events of `run`: Dagster would take its None for a materialization of nothing."""
+
+    @wraps(body)
+    def checked(*arguments: Any, **named: Any) -> Iterator[object]:
+        events = body(*arguments, **named)
+        if not isinstance(events, Iterator):
+            raise _lost_events(body, "returned", events)
+        for event in events:
+            if isinstance(event, Iterator):
+                raise _lost_events(body, "yielded", event)
+            yield event
+
+    return checked
+
+
+def _lost_events(body: Callable[..., Any], what: str, value: object) -> dg.Failure:
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    return dg.Failure(
+        description=f"{body.__qualname__} {what} {kind}, not the events of claude_batch.run(context). Nothing was materialized. "
+        "Write: yield from claude_batch.run(context)",
+        allow_retries=False,
+    )
+
+
 def _refuse_contradictions(
     asked: Sequence[AskedAsset], source: ParquetDataset, columns: str | Sequence[str], partitions_def: "dg.PartitionsDefinition[str] | None"
 ) -> None:
@@ -172,7 +243,18 @@ def _refuse_contradictions(
         raise UsageError(f'claude_batch_assets has columns={columns!r}. Write "key", "all" or a list of names: columns=[{columns!r}].')
     for one in asked:
         _refuse_collisions(one)
+    fail_above = asked[0].fail_above
+    if fail_above is not None and not 0 <= fail_above <= 1:
+        raise UsageError(
+            f"claude_batch_assets has fail_above={fail_above}; it is a share of the rows, 0 to 1. For 5 % of them: fail_above=0.05."
+        )
     if partitions_def is None:
+        if source.partition_column is not None:
+            raise UsageError(
+                f"The source {source.path} has partition_column={source.partition_column!r}, and claude_batch_assets has no partitions_def: every "
+                "materialization would ask about all of its partitions. Add a partitions_def whose keys are the values of "
+                f"{source.partition_column!r}, or leave partition_column out for one output of all rows."
+            )
         return
     if isinstance(partitions_def, dg.MultiPartitionsDefinition):
         raise UsageError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import dagster as dg
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from claude_batch_dagster.core.errors import OutputError
 from claude_batch_dagster.storage.store import Store, absolute_uri, join_uri
@@ -25,6 +25,8 @@ class ClaudeBatchIOManager(dg.ConfigurableIOManager):
 
     Every selected partition must be published, unless the input's metadata says `allow_missing_partitions: True`.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     root: str | None = Field(default=None, description="As in the resource `claude_batch`.")
     output: str | None = Field(default=None, description="As in the resource `claude_batch`.")

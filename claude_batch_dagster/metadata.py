@@ -60,6 +60,8 @@ def materialization_metadata(
         "dagster/column_schema": table_schema(written[0].schema, fields),
         "dagster/uri": written[0].uri if len(written) == 1 else folder,
     }
+    if result.limit is not None:
+        metadata["claude_batch/limit"] = result.limit
     if result.run is not None:
         metadata["claude_batch/run"] = f"batch run {result.run}"
     if result.run_id is not None:
@@ -134,7 +136,7 @@ def table_schema(columns: "pa.Schema", fields: Sequence[Field]) -> dg.TableSchem
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    r"""Return rows as a Markdown table, long texts cut, technical columns left out.
+    r"""Return rows as a Markdown table, long texts cut, technical columns left out and those that say nothing here.
 
     >>> print(markdown_table([{"id": 1, "summary": "a|b", "task_key": "0f"}]))
     | id | summary |
@@ -144,7 +146,9 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     if not rows:
         return "No rows."
     left_out = {name for name in rows[0] if name in PREVIEW_COLUMNS_LEFT_OUT or name.endswith("_tokens")}
-    names = [name for name in rows[0] if name not in left_out and any(row.get(name) is not None for row in rows)]
+    if all(row.get("status") == "succeeded" for row in rows):
+        left_out.add("status")
+    names = [name for name in rows[0] if name not in left_out and any(row.get(name) not in (None, [], ()) for row in rows)]
     table = ""
     for cell_chars in PREVIEW_CELL_CHARS:
         lines = [names, ["---"] * len(names), *([_cell(row.get(name), cell_chars) for name in names] for row in rows)]

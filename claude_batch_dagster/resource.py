@@ -1,14 +1,15 @@
 """The resource: where the records and outputs lie, what a run may cost, how Temporal is reached. Its `run` is the body of the assets."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from claude_batch_dagster.assets import CHECK_NAME, IO_MANAGER_KEY, AskedAsset, asked_assets
+from claude_batch_dagster.assets import CHECK_NAME, IO_MANAGER_KEY, RUN_CONFIG, AskedAsset, asked_assets
+from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.shard import MAX_REQUESTS
 from claude_batch_dagster.io_manager import ClaudeBatchIOManager, count_statuses, outputs_folder
 from claude_batch_dagster.metadata import check_result, count_rows, data_version, materialization_metadata
@@ -25,14 +26,19 @@ if TYPE_CHECKING:
 
 RESOURCE_KEY = "claude_batch"
 DEFAULT_MAX_COST_USD = 10.0
+SHOWN_PARTITIONS = 5
 Event = dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult
 
 
 class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Carries out the plans of `@claude_batch_assets`.
 
+    What one run does otherwise stands in the config of the assets' op, which wins over the fields here: see `claude_batch_assets`.
     Ranges are checked when a run begins, not here: a field may be a `dg.EnvVar`, whose value is not known before.
     """
+
+    # A field that is spelled wrong, a cap for instance, must not be passed over.
+    model_config = ConfigDict(extra="forbid")
 
     root: str | None = Field(
         default=None,
@@ -47,12 +53,21 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         default=DEFAULT_MAX_COST_USD,
         description="What one run may cost in the worst case, in USD. A plan above it is refused before anything is sent. None lifts the cap.",
     )
+    limit: int | None = Field(
+        default=None,
+        description="Only the source's first rows, so many in all: to try a task. They are not paid again in the full run. Default: all rows.",
+    )
+    preflight: bool = Field(
+        default=True,
+        description="Try a new task once on a fixed sample text, never on a row of yours, before its first batch is sent.",
+    )
     simulate: bool = Field(
         default=False,
         description="Ask a simulator instead of Claude: no key, no cost, answers marked [simulated]. CLAUDE_BATCH_SIMULATE=1 does the same.",
     )
     replace: bool = Field(
-        default=False, description="Write into an output folder that something else wrote, or that holds another endpoint's answers."
+        default=False,
+        description="Write into an output folder that something else wrote, that holds another endpoint's answers, or, with a limit, all rows.",
     )
     max_requests_per_batch: int = Field(default=MAX_REQUESTS, description="At most so many requests in a Message Batch.")
     max_in_flight_batches: int = Field(
@@ -87,6 +102,7 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             dg.Failure: Nothing, or not everything, was published; the description says why.
         """
         with readable_failures():
+            self._refuse_lost_fields(context)
             asked = asked_assets(context.assets_def)
             selected = {key: asked[key] for key in sorted(context.selected_asset_keys)}
             if selected:
@@ -95,7 +111,8 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 yield from self._check(context)
 
     def _materialize(self, context: dg.AssetExecutionContext, selected: Mapping[dg.AssetKey, AskedAsset]) -> Iterator[Event]:
-        source = next(iter(selected.values())).source
+        first = next(iter(selected.values()))
+        choices = self._choose(context)
         partitions = tuple(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else None
         external = external_server(self.temporal_address, self.temporal_namespace, self.task_queue, self.temporal_ui_url)
         simulate = self.simulate or is_simulated(os.environ)
@@ -107,30 +124,66 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 root=root,
                 endpoint=endpoint,
                 temporal_namespace=connection.namespace,
-                source=source,
+                source=first.source,
                 targets=tuple(
                     Target(task=one.task, output=join_uri(folder, *key.path), columns=one.columns) for key, one in selected.items()
                 ),
                 partitions=partitions,
-                max_cost_usd=self.max_cost_usd,
+                max_cost_usd=choices.max_cost_usd,
                 max_requests_per_batch=self.max_requests_per_batch,
                 max_in_flight_batches=self.max_in_flight_batches,
                 max_attempts=self.max_attempts,
-                replace=self.replace,
+                replace=choices.replace,
+                limit=choices.limit,
+                ask_again=choices.ask_again,
+                retry_failed=choices.retry_failed,
+                fail_above=first.fail_above,
+                preflight=self.preflight,
                 dagster_run_id=context.run.run_id,
             )
             result = carry_out(context, job, connection)
-        report = _Report(context=context, job=job, result=result, connection=connection, selected=selected, source=Source(source))
-        if result.failed_partitions:
-            yield from report.partly_published()
-        else:
-            yield from report.published()
+        report = _Report(context=context, job=job, result=result, connection=connection, selected=selected, source=Source(first.source))
+        yield from report.published()
 
     def _check(self, context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
         """Look at what is published: a check that is run alone asks nothing."""
         folder = outputs_folder(self.root_uri, self.output, self._endpoint(needs_key=False))
         for check in sorted(context.selected_asset_check_keys):
             yield check_result(check.asset_key, check.name, count_statuses(join_uri(folder, *check.asset_key.path), check.asset_key))
+
+    def _choose(self, context: dg.AssetExecutionContext) -> "_Choices":
+        given: Mapping[str, Any] = context.op_execution_context.op_config or {}
+        if not RUN_CONFIG.keys() <= given.keys():
+            # The body has a config of its own.
+            return _Choices(limit=self.limit, replace=self.replace, max_cost_usd=self.max_cost_usd)
+        return _Choices(
+            limit=self.limit if given["limit"] is None else given["limit"],
+            ask_again=tuple(str(key) for key in given["ask_again"]),
+            retry_failed=given["retry_failed"],
+            replace=self.replace if given["replace"] is None else given["replace"],
+            max_cost_usd=self.max_cost_usd if given["max_cost_usd"] is None else given["max_cost_usd"],
+        )
+
+    def _refuse_lost_fields(self, context: dg.AssetExecutionContext) -> None:
+        """Refuse a run config that resets fields of the definitions: Dagster replaces a configured resource whole (1.13.27, measured).
+
+        With the root it would lose the answers that are there, and pay for them again.
+        """
+        run_config: Mapping[str, Any] = context.run.run_config
+        for name, entry in (run_config.get("resources") or {}).items():
+            schema = context.job_def.resource_defs[name].config_schema
+            defined = schema.default_value if schema.default_provided else None
+            # The resource may have another name than ours; the IO manager has not.
+            if not isinstance(defined, Mapping) or not (name == IO_MANAGER_KEY or "max_in_flight_batches" in defined):
+                continue
+            given = (entry or {}).get("config") or {}
+            lost = [field for field, value in defined.items() if field not in given and value != type(self).model_fields[field].default]
+            if lost:
+                raise UsageError(
+                    f"The run config sets {', '.join(sorted(given)) or 'nothing'} of the resource {name!r}. Dagster then takes nothing from your "
+                    f"Definitions, and {', '.join(sorted(lost))} would be lost. Nothing was sent. Put {', '.join(RUN_CONFIG)} under ops: "
+                    f"{context.op_def.name}: config instead, or repeat every field of the resource."
+                )
 
     @property
     def root_uri(self) -> str:
@@ -142,7 +195,12 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def claude_batch_resources(
-    *, root: str | None = None, output: str | None = None, max_cost_usd: float | None = DEFAULT_MAX_COST_USD, simulate: bool = False
+    *,
+    root: str | None = None,
+    output: str | None = None,
+    max_cost_usd: float | None = DEFAULT_MAX_COST_USD,
+    simulate: bool = False,
+    **fields: Any,
 ) -> dict[str, object]:
     """Return the resources of a code location: `claude_batch`, and the IO manager with which downstream assets load the outputs.
 
@@ -151,11 +209,23 @@ def claude_batch_resources(
         output: Folder or URL of the outputs; `output` below the root unless told otherwise.
         max_cost_usd: What one run may cost in the worst case, None for no cap.
         simulate: Ask a simulator instead of Claude.
+        fields: Any other field of ClaudeBatchResource.
     """
     return {
-        RESOURCE_KEY: ClaudeBatchResource(root=root, output=output, max_cost_usd=max_cost_usd, simulate=simulate),
+        RESOURCE_KEY: ClaudeBatchResource(root=root, output=output, max_cost_usd=max_cost_usd, simulate=simulate, **fields),
         IO_MANAGER_KEY: ClaudeBatchIOManager(root=root, output=output, simulate=simulate),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choices:
+    """What this run does: its config, else the resource."""
+
+    limit: int | None
+    replace: bool
+    max_cost_usd: float | None
+    ask_again: tuple[str, ...] = ()
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +240,37 @@ class _Report:
     source: Source
 
     def published(self) -> Iterator[Event]:
-        """Yield a materialization and a check result for each asset; a range's partitions each get metadata of their own."""
+        """Yield a materialization and a check result for each asset; a range's partitions each get metadata of their own.
+
+        Raises:
+            dg.Failure: Partitions failed; it names them, after the others' materializations.
+        """
+        failed = self.result.failed_partitions
+        published = {output.partition for output in self.result.outputs} - failed.keys()
+        if self.result.limit is not None:
+            self._say_limit(published)
+        if self.job.partitions is None or published == set(self.job.partitions):
+            yield from self._as_a_whole()
+            return
+        yield from self._one_by_one()
+        if failed:
+            reasons = "\n".join(f"- {partition}: {reason}" for partition, reason in sorted(failed.items()))
+            raise dg.Failure(
+                description=f"{len(failed)} of {len(failed) + len(published)} partitions were not published: {', '.join(sorted(failed))}. "
+                f"The other {len(published)} were.\n{reasons}",
+                metadata={"claude_batch/failed_partitions": dg.MetadataValue.json(dict(failed))},
+                allow_retries=False,
+            )
+
+    def _say_limit(self, published: Collection[str | None]) -> None:
+        text = f"limit: only the first {self.result.limit:,} rows of the source were asked about and published."
+        beyond = sorted(set(self.job.partitions or ()) - set(published) - set(self.result.failed_partitions))
+        if beyond:
+            shown = f"{', '.join(beyond[:SHOWN_PARTITIONS])}{', ...' if len(beyond) > SHOWN_PARTITIONS else ''}"
+            text += f" {len(beyond)} of {len(self.job.partitions or ())} partitions lie beyond it and are not materialized: {shown}."
+        self.context.log.info(text)
+
+    def _as_a_whole(self) -> Iterator[Event]:
         for key, one in self.selected.items():
             outputs = self._outputs(one)
             versions = self._version(one, outputs)
@@ -182,8 +282,8 @@ class _Report:
                 yield dg.MaterializeResult(asset_key=key, data_version=versions)
             yield from self._checked(key, outputs)
 
-    def partly_published(self) -> Iterator[Event]:
-        """Yield a materialization for each partition that was published, then fail and name the others."""
+    def _one_by_one(self) -> Iterator[Event]:
+        """Yield a materialization for each partition that was published: a MaterializeResult would count for the whole range."""
         for key, one in self.selected.items():
             outputs = self._outputs(one)
             for output in outputs:
@@ -195,15 +295,6 @@ class _Report:
                 )
             if outputs:
                 yield from self._checked(key, outputs)
-        failed = self.result.failed_partitions
-        published = len({output.partition for output in self.result.outputs})
-        reasons = "\n".join(f"- {partition}: {reason}" for partition, reason in sorted(failed.items()))
-        raise dg.Failure(
-            description=f"{len(failed)} of {len(failed) + published} partitions were not published: {', '.join(sorted(failed))}. "
-            f"The other {published} were.\n{reasons}",
-            metadata={"claude_batch/failed_partitions": dg.MetadataValue.json(dict(failed))},
-            allow_retries=False,
-        )
 
     def _outputs(self, one: AskedAsset) -> Sequence["PublishedOutput"]:
         return [output for output in self.result.outputs if output.task == one.task.name]

@@ -18,6 +18,7 @@ from claude_batch_dagster.verbs.job import Job
 
 if TYPE_CHECKING:
     from claude_batch_dagster.core.records import LogEntry
+    from claude_batch_dagster.verbs.plan import Plan
     from claude_batch_dagster.verbs.progress import JobProgress
     from claude_batch_dagster.verbs.run import JobResult
 
@@ -32,8 +33,19 @@ def readable_failures() -> Iterator[None]:
         yield
     except ClaudeBatchError as error:
         raise dg.Failure(
-            description=str(error), metadata={"claude_batch/error": type(error).__name__}, allow_retries=isinstance(error, TransientError)
+            description=str(error), metadata=_failure_metadata(error), allow_retries=isinstance(error, TransientError)
         ) from error
+
+
+def _failure_metadata(error: ClaudeBatchError) -> dict[str, str | int | float]:
+    """Return the error's kind and its facts; money in USD."""
+    metadata: dict[str, str | int | float] = {"claude_batch/error": type(error).__name__}
+    for name, value in error.context.items():
+        if isinstance(value, int) and name.endswith("_nano_usd"):
+            metadata[f"claude_batch/{name.removesuffix('_nano_usd')}_usd"] = value / 1e9
+        elif isinstance(value, (str, int, float)):
+            metadata[f"claude_batch/{name}"] = value
+    return metadata
 
 
 def external_server(address: str | None, namespace: str | None, task_queue: str | None, ui_url: str | None) -> Connection | None:
@@ -74,10 +86,10 @@ def carry_out(context: dg.AssetExecutionContext, job: Job, connection: Connectio
     """
     from claude_batch_dagster.verbs.run import run_job
 
-    log = ProgressLog(write=context.log.info, warn=context.log.warning, connection=connection)
+    log = ProgressLog(write=context.log.info, warn=context.log.warning, connection=connection, limit=job.limit)
     own: list[LogEntry] = []
     try:
-        result = run_job(job, connection, log, on_admitted=own.append)
+        result = run_job(job, connection, log, confirm=log.explain, on_admitted=own.append)
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         # Only the own run, which is the last one: other clients may be waiting for theirs.
         if own:
@@ -110,12 +122,14 @@ class ProgressLog:
         write: Takes a line.
         warn: Takes a line that a person should see.
         connection: For the workflow's link.
+        limit: Rows that the run is limited to.
         now_s: A monotonic clock.
     """
 
     write: Callable[[str], object]
     warn: Callable[[str], object]
     connection: Connection
+    limit: int | None = None
     now_s: Callable[[], float] = time.monotonic
     _run: str | None = field(default=None, init=False)
     _phase: str | None = field(default=None, init=False)
@@ -132,7 +146,7 @@ class ProgressLog:
         if progress.phase != self._phase:
             self._phase = progress.phase
             self._counts = _counts(progress)
-            self._line(_phase_line(progress))
+            self._line(_phase_line(progress, self.limit))
         if progress.run is not None and progress.workflow_id is not None and progress.run != self._run:
             self._run = progress.run
             link = self.connection.workflow_url(progress.workflow_id) or progress.workflow_id
@@ -140,6 +154,17 @@ class ProgressLog:
         if progress.phase == "wait" and _counts(progress) != self._counts and self._may_write(progress):
             self._counts = _counts(progress)
             self._line(_wait_line(progress))
+
+    def explain(self, plan: "Plan") -> bool:
+        """Log what is asked, why, and what it may cost; return True: nobody is there to say no."""
+        from claude_batch_dagster.verbs.cap import explain_reasons
+
+        worst, expected = plan.worst_nano_usd, plan.expected_nano_usd
+        cost = "at an unknown cost"
+        if worst is not None and expected is not None:
+            cost = f"about ${expected / 1e9:,.4f}, at most ${worst / 1e9:,.4f}"
+        self._line(f"To ask: {explain_reasons(plan)}; {cost}.")
+        return True
 
     def _may_write(self, progress: "JobProgress") -> bool:
         is_last = progress.batches_total > 0 and progress.batches_ended == progress.batches_total
@@ -154,10 +179,11 @@ def _counts(progress: "JobProgress") -> tuple[int, int, int]:
     return progress.batches_submitted, progress.batches_in_progress, progress.batches_ended
 
 
-def _phase_line(progress: "JobProgress") -> str:
+def _phase_line(progress: "JobProgress", limit: int | None) -> str:
     match progress.phase:
         case "plan":
-            return "Planning: reading the source and looking up what is answered already."
+            only = "" if limit is None else f" limit: only the first {limit:,} rows."
+            return f"Planning: reading the source and looking up what is answered already.{only}"
         case "wait":
             return (
                 f"Planned {progress.rows_planned:,} rows: {progress.requests_asked:,} requests to ask, {progress.requests_already_answered:,} answered already, "

@@ -102,7 +102,7 @@ def review_report(review_labels: pd.DataFrame, review_summaries: pa.Table) -> dg
     )
 
 
-review_insights_job = dg.define_asset_job(JOB_NAME, selection=dg.AssetSelection.groups("reviews"), partitions_def=daily)
+review_insights_job = dg.define_asset_job(JOB_NAME, selection=dg.AssetSelection.groups("reviews"))
 
 defs = dg.Definitions(
     assets=[shipped_reviews, review_insights, review_report],

@@ -9,6 +9,7 @@ import pandas as pd
 COLORS = ("#2e9e6b", "#e0a526", "#d1553c", "#7b4fb5", "#7a8490", "#2f7fc1", "#b86b9e")
 CHART_WIDTH, CHART_HEIGHT = 640, 280
 LEFT, TOP, BOTTOM, RIGHT = 34, 14, 28, 130
+NO_BREAK_HYPHEN = "\u2011"
 
 
 def count_reviews(labels: pd.DataFrame) -> pd.DataFrame:
@@ -23,7 +24,8 @@ def report_markdown(labels: pd.DataFrame, order: Sequence[str]) -> str:
     named = labels.assign(label=labels["label"].fillna(labels["status"]))
     days = sorted(named["day"].unique())
     lines = [
-        f"| label | {' | '.join(day[5:] for day in days)} | reviews | human sentiment (-4 to 4) | cost |",
+        # Dagster's UI would break the days at an ordinary hyphen.
+        f"| label | {' | '.join(day[5:].replace('-', NO_BREAK_HYPHEN) for day in days)} | reviews | human sentiment (-4 to 4) | cost |",
         f"| --- | {' | '.join('---:' for _ in days)} | ---: | ---: | ---: |",
     ]
     for label in _ordered(named["label"], order):
@@ -44,6 +46,7 @@ def draw_chart(counts: pd.DataFrame, order: Sequence[str]) -> str:
     labels = _ordered(counts["label"], order)
     days = sorted(counts["day"].unique())
     highest = max(int(counts.groupby("day")["reviews"].sum().max()), 1)
+    highest += highest % 2
     plot_width, plot_height = CHART_WIDTH - LEFT - RIGHT, CHART_HEIGHT - TOP - BOTTOM
     step = plot_width / len(days)
     parts = [

@@ -30,7 +30,11 @@ def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
             f"{total.in_flight:,} in flight); they cost about "
             f"${expected / _NANO:,.2f} and at most ${(worst + spent_worst_nano_usd) / _NANO:,.2f}, which is over the cap of ${job.max_cost_usd:,.2f}. "
             "Nothing was sent. Raise max_cost_usd, lower max_tokens, or ask fewer rows.",
-            worst_nano_usd=worst,
+            rows=total.rows,
+            requests=asked,
+            expected_nano_usd=expected,
+            worst_nano_usd=worst + spent_worst_nano_usd,
+            max_cost_usd=job.max_cost_usd,
         )
 
 

@@ -56,7 +56,7 @@ def resolve_endpoint(*, simulate: bool, environ: Mapping[str, str] = os.environ,
         raise CredentialsError(
             "There is no API key: ANTHROPIC_API_KEY is not set. Nothing was sent. "
             "Set it (export ANTHROPIC_API_KEY=sk-ant-...), or try everything without a key and without cost: --simulate, "
-            "or CLAUDE_BATCH_SIMULATE=1."
+            "or CLAUDE_BATCH_SIMULATE=1 (in Dagster also the resource's simulate=True)."
         )
     return ANTHROPIC
 

@@ -43,6 +43,7 @@ class JobResult:
         failed_partitions: Partitions left out, with the reason.
         detached: The run goes on without this client.
         warnings: For people.
+        limit: Set where a limit left rows out.
     """
 
     root: str
@@ -60,6 +61,7 @@ class JobResult:
     detached: bool
     duration_s: float
     warnings: tuple[str, ...]
+    limit: int | None = None
 
 
 def run_job(
@@ -159,7 +161,7 @@ class _Runner:
             self.first = plan
         self._report(self._planned("plan", plan.total))
         if plan.total.asked and self.confirm is not None and not self.confirm(plan):
-            raise UsageError(f"Not confirmed: {plan.total.asked:,} requests were not sent. Nothing was written.")
+            raise UsageError(f"Not confirmed: {plan.total.asked:,} requests were not sent. Nothing was written. To send them without a question: --max-cost-usd X.")
         return plan
 
     async def _execute(self, own: LogEntry | None, waits: Sequence[LogEntry], *, detach: bool) -> None:
@@ -227,6 +229,7 @@ class _Runner:
             detached=detached,
             duration_s=time.monotonic() - self.began_s,
             warnings=(*plan.warnings, *self._changed(plan, outputs)),
+            limit=plan.limit,
         )
 
     def _changed(self, plan: Plan, outputs: tuple[PublishedOutput, ...]) -> list[str]:

@@ -18,7 +18,7 @@ def test_the_demo_materializes_seven_days_in_one_run_and_shows_what_came_out(tmp
     done = subprocess.run(
         [sys.executable, "-m", "claude_batch_dagster.demo"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CLAUDE_BATCH_ROOT": str(tmp_path / "root")},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CLAUDE_BATCH_ROOT": str(tmp_path / "root"), "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
         timeout=180,

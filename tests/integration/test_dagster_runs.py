@@ -1,9 +1,12 @@
 """`dg.materialize` over a real Temporal server, a real worker and the simulator: what is asked, published and said."""
 
+import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,6 +148,20 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     (failed,) = [event for event in result.all_events if event.is_step_failure]
     assert failed.step_failure_data.user_failure_data is not None, failed.step_failure_data.error
     return str(failed.step_failure_data.user_failure_data.description)
+
+
+def failure_metadata(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    assert failed.step_failure_data.user_failure_data is not None
+    return dict(failed.step_failure_data.user_failure_data.metadata)
+
+
+def config(**values: Any) -> dict[str, Any]:
+    return {"ops": {"insights": {"config": values}}}
+
+
+def info_lines(output: str) -> list[str]:
+    return [line.rpartition(" - insights - ")[2] for line in output.splitlines() if " - INFO - " in line]
 
 
 def asked(simulator: RunningSimulator) -> int:
@@ -301,6 +318,9 @@ def test_a_plan_over_the_cap_fails_before_anything_is_sent_and_is_not_retried(
     before = asked(simulator)
     result = open_house(max_cost_usd=0.000001).materialize(define(place, retry_policy=dg.RetryPolicy(max_retries=3)))
     assert "over the cap" in failure_of(result)
+    numbers = {name: value.value for name, value in failure_metadata(result).items()}
+    assert (numbers["claude_batch/rows"], numbers["claude_batch/requests"]) == (8, 6)
+    assert 0 < numbers["claude_batch/expected_usd"] < numbers["claude_batch/worst_usd"]
     assert asked(simulator) == before
 
 
@@ -329,8 +349,181 @@ def test_a_wait_is_logged_in_a_few_lines_with_the_link_before_the_batch_ends(
 ) -> None:
     write_reviews(place)
     open_house().materialize(define(place))
-    ours = [line.rpartition(" - insights - ")[2] for line in capfd.readouterr().err.splitlines() if " - INFO - " in line]
-    assert [line.split(" ")[0] for line in ours[:3]] == ["Planning:", "Planned", "Batch"]
-    assert "http://temporal.example/namespaces/default/workflows/" in ours[2]
+    ours = info_lines(capfd.readouterr().err)
+    assert [line.split(" ")[0] for line in ours[:4]] == ["Planning:", "To", "Planned", "Batch"]
+    assert ours[1].startswith("To ask: 6 new rows; about $0.0")
+    assert "http://temporal.example/namespaces/default/workflows/" in ours[3]
     assert ours[-1].startswith("Published 8 rows (6 succeeded, 2 skipped) for $")
-    assert len(ours) <= 8
+    assert len(ours) <= 9
+
+
+def test_twenty_rows_first_and_then_the_rest_without_paying_twice(
+    place: Path, open_house: OpenHouse, simulator: RunningSimulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit says so in metadata, in the file and in the log; the full run asks for the other rows only."""
+    write_reviews(place, rows=6)
+    house, insights, before = open_house(), define(place, SUMMARIES), asked(simulator)
+    assert house.materialize(insights, run_config=config(limit=2)).success
+    assert asked(simulator) - before == 2
+    metadata = house.metadata("summaries")[None]
+    assert (metadata["claude_batch/limit"], metadata["dagster/row_count"]) == (2, 2)
+    lines = info_lines(capfd.readouterr().err)
+    assert lines[0].endswith("limit: only the first 2 rows.")
+    assert lines[-1] == "limit: only the first 2 rows of the source were asked about and published."
+    assert len(lines) <= 12
+
+    assert house.materialize(insights).success
+    assert asked(simulator) - before == 5
+    metadata = house.metadata("summaries")[None]
+    assert "claude_batch/limit" not in metadata
+    assert (metadata["dagster/row_count"], metadata["claude_batch/already_answered"]) == (6, 2)
+
+
+def test_a_limited_run_does_not_replace_a_full_one_unless_told_so(place: Path, open_house: OpenHouse) -> None:
+    write_reviews(place)
+    house, insights = open_house(limit=2), define(place, SUMMARIES)
+    file = house.output / "summaries" / "part-0.parquet"
+    assert house.materialize(insights, run_config=config(limit=1_000_000)).success, "the run config lifts the resource's limit"
+    assert pq.read_metadata(file).num_rows == 4
+    description = failure_of(house.materialize(insights))
+    assert "holds all rows" in description
+    assert "replace" in description
+    assert pq.read_metadata(file).num_rows == 4
+    assert house.materialize(insights, run_config=config(replace=True)).success
+    assert pq.read_metadata(file).num_rows == 2
+
+
+def test_partitions_beyond_the_limit_are_not_materialized_and_the_log_names_them(
+    place: Path, open_house: OpenHouse, simulator: RunningSimulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_reviews(place, *DAYS)
+    house, before = open_house(), asked(simulator)
+    result = house.materialize(define(place, SUMMARIES, partitioned=True), tags=RANGE, run_config=config(limit=5))
+    assert result.success
+    assert asked(simulator) - before == 4
+    metadata = house.metadata("summaries")
+    assert {day: (one["dagster/partition_row_count"], one["claude_batch/limit"]) for day, one in metadata.items()} == {
+        DAYS[0]: (4, 5),
+        DAYS[1]: (1, 5),
+    }
+    assert info_lines(capfd.readouterr().err)[-1].endswith(f"1 of 3 partitions lie beyond it and are not materialized: {DAYS[2]}.")
+    assert [event.event_specific_data.passed for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"] == [True]
+    assert house.materialize(define(place, SUMMARIES, partitioned=True), tags=RANGE).success
+    assert {day: one["dagster/partition_row_count"] for day, one in house.metadata("summaries").items()} == dict.fromkeys(DAYS, 4)
+    assert asked(simulator) - before == 9
+
+
+def test_named_rows_are_asked_again_and_their_new_answer_is_published(
+    place: Path, open_house: OpenHouse, simulator: RunningSimulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_reviews(place)
+    house, insights = open_house(), define(place, SUMMARIES)
+    house.materialize(insights)
+    first, before = pq.read_table(house.output / "summaries").to_pylist(), asked(simulator)
+    capfd.readouterr()
+    assert house.materialize(insights, run_config=config(ask_again=[1])).success
+    assert asked(simulator) - before == 1
+    second = pq.read_table(house.output / "summaries").to_pylist()
+    assert [old["batch_id"] != new["batch_id"] for old, new in zip(first, second, strict=True)] == [False, True, False, False]
+    assert any("1 asked again on purpose" in line for line in info_lines(capfd.readouterr().err))
+    description = failure_of(house.materialize(insights, run_config=config(ask_again=["nobody"])))
+    assert "nobody" in description
+    assert "Nothing was sent" in description
+
+
+def test_rows_that_failed_for_good_are_asked_again_only_when_told_so(
+    place: Path, open_house: OpenHouse, simulator: RunningSimulator
+) -> None:
+    write_reviews(place)
+    house, insights = open_house(), define(place, TOPICS)
+    simulator.switch_on("invalid", "all")
+    house.materialize(insights)
+    simulator.clear()
+    before = asked(simulator)
+    assert house.materialize(insights).success
+    assert asked(simulator) == before
+    assert house.materialize(insights, run_config=config(retry_failed=True)).success
+    assert asked(simulator) - before == 3
+    assert house.metadata("topics")[None]["claude_batch/succeeded"] == 3
+
+
+def test_above_fail_above_nothing_is_published_and_yesterdays_table_stays(
+    place: Path, open_house: OpenHouse, simulator: RunningSimulator
+) -> None:
+    write_reviews(place)
+    house = open_house()
+    assert house.materialize(define(place, TOPICS, fail_above=0.5)).success
+    yesterday = (house.output / "topics" / "part-0.parquet").read_bytes()
+    write_reviews(place, rows=9)
+    simulator.switch_on("invalid", "all")
+    result = house.materialize(define(place, TOPICS, fail_above=0.5, retry_policy=dg.RetryPolicy(max_retries=3)))
+    description = failure_of(result)
+    assert "more than fail_above=50.0% allows. Nothing was published" in description
+    assert failure_metadata(result)["claude_batch/run"].value == "r2"
+    assert (house.output / "topics" / "part-0.parquet").read_bytes() == yesterday
+    assert len(house.instance.fetch_materializations(dg.AssetKey("topics"), limit=9).records) == 1
+    assert house.materialize(define(place, TOPICS, fail_above=0.7)).success
+
+
+def test_simulated_answers_never_replace_real_ones_unless_told_so(place: Path, open_house: OpenHouse, simulator: RunningSimulator) -> None:
+    write_reviews(place)
+    house, insights, before = open_house(), define(place, SUMMARIES), asked(simulator)
+    folder = house.output / "summaries"
+    folder.mkdir(parents=True)
+    marker = {"source": str(place / "reviews"), "endpoint": "anthropic", "partition_column": None, "format": 1}
+    (folder / "_claude_batch.json").write_text(json.dumps(marker))
+    pq.write_table(pa.table({"review_id": [1], "summary": ["Paid."]}), folder / "part-0.parquet")
+    description = failure_of(house.materialize(insights))
+    assert "holds answers of 'anthropic', and would get answers of 'simulator'. Nothing was sent" in description
+    assert "replace=True" in description
+    assert pq.read_table(folder)["summary"].to_pylist() == ["Paid."]
+    assert asked(simulator) == before
+    assert house.materialize(insights, run_config=config(replace=True)).success
+    assert pq.read_table(folder).num_rows == 4
+
+
+def test_a_simulated_run_is_refused_by_a_worker_that_talks_to_a_real_endpoint(
+    place: Path, open_house: OpenHouse, temporal_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulating is the resource's word, sending the worker's: where they differ nothing is sent."""
+    write_reviews(place)
+    posts: list[str] = []
+
+    class Vendor(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            posts.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Vendor) as vendor:
+        threading.Thread(target=vendor.serve_forever, daemon=True).start()
+        queue = f"real-{time.monotonic_ns()}"
+        environ = {
+            "TEMPORAL_ADDRESS": temporal_server,
+            "CLAUDE_BATCH_TASK_QUEUE": queue,
+            "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{vendor.server_port}",
+            "ANTHROPIC_API_KEY": "any",
+        }
+        worker = Process.start([sys.executable, "-m", "temporal_worker"], environ)
+        try:
+            worker.wait_for_line("worker ready on task queue")
+            monkeypatch.setenv("CLAUDE_BATCH_TASK_QUEUE", queue)
+            description = failure_of(open_house(simulate=True).materialize(define(place, SUMMARIES)))
+        finally:
+            worker.stop()
+            vendor.shutdown()
+    assert "holds answers of 'simulator', this worker talks to '127.0.0.1_" in description
+    assert "Nothing was sent" in description
+    assert posts == []
+
+
+def test_a_column_that_the_source_does_not_have_is_refused_with_those_that_it_has(place: Path, open_house: OpenHouse) -> None:
+    write_reviews(place)
+    description = failure_of(open_house().materialize(define(place, SUMMARIES, columns=["review_id", "author"])))
+    assert "no column 'author'; it has review_id, text, stars" in description
+    assert "Nothing was sent" in description

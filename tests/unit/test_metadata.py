@@ -44,7 +44,13 @@ def output(partition: str | None = None, *, cost_nano_usd: int | None = 2_000_00
     return PublishedOutput(task="summaries", partition=partition, written=written)
 
 
-def describe(*outputs: PublishedOutput, ui_url: str | None = "http://127.0.0.1:8233", run: str | None = "r42", partitioned: bool = False):
+def describe(
+    *outputs: PublishedOutput,
+    ui_url: str | None = "http://127.0.0.1:8233",
+    run: str | None = "r42",
+    partitioned: bool = False,
+    limit: int | None = None,
+):
     result = JobResult(
         root="/root",
         run=run,
@@ -61,6 +67,7 @@ def describe(*outputs: PublishedOutput, ui_url: str | None = "http://127.0.0.1:8
         detached=False,
         duration_s=1.5,
         warnings=(),
+        limit=limit,
     )
     connection = Connection(address="127.0.0.1:7233", ui_url=ui_url)
     return materialization_metadata(
@@ -108,6 +115,11 @@ def test_the_workflow_is_a_link_where_there_is_a_ui_and_its_id_where_not():
     assert "claude_batch/workflow" not in describe(output(succeeded=1), run=None)
 
 
+def test_a_limit_that_left_rows_out_is_said_and_no_other():
+    assert describe(output(succeeded=1), limit=20)["claude_batch/limit"] == 20
+    assert "claude_batch/limit" not in describe(output(succeeded=1))
+
+
 def test_columns_are_described_by_the_task_and_by_us():
     columns = {column.name: column for column in table_schema(SCHEMA, TASK.fields).columns}
     assert columns["summary"].description == "The summary, at most 40 words."
@@ -130,6 +142,12 @@ def test_a_preview_cannot_be_broken_by_what_is_in_it():
     assert markdown_table([]) == "No rows."
 
 
+def test_a_preview_names_the_status_where_a_row_did_not_succeed_and_leaves_empty_lists_out():
+    rows = [{"id": 1, "labels": [], "status": "succeeded"}, {"id": 2, "labels": [], "status": "refused"}]
+    assert markdown_table(rows).splitlines()[0] == "| id | status |"
+    assert markdown_table(rows[:1]).splitlines()[0] == "| id |"
+
+
 def test_a_preview_of_long_texts_stays_short_enough_to_be_shown_at_once():
     table = markdown_table([{"id": row, "summary": "long " * 100, "reason": "why " * 100} for row in range(5)])
     assert len(table) < 1000
@@ -144,6 +162,11 @@ def test_the_check_warns_about_rows_without_an_answer_and_not_about_refused_or_s
     assert bad.description == "2 of 4 rows have no answer: 1 expired, 1 pending. The column `error` says why."
     assert bad.metadata["expired"].value == 1
     assert rows_without_answer(count_rows([output(pending=2)])) == {"pending": 2}
+
+
+def test_simulated_answers_have_another_data_version_than_real_ones():
+    rows = count_rows([output(succeeded=2)])
+    assert data_version("simulator", ASKED, ["d1"], rows) != data_version("anthropic", ASKED, ["d1"], rows)
 
 
 def test_the_data_version_changes_with_what_was_asked_and_published_only():

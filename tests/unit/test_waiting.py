@@ -1,5 +1,7 @@
 """What a run logs while it waits, and how our errors fail it."""
 
+from types import SimpleNamespace
+
 import dagster as dg
 import pytest
 
@@ -83,6 +85,41 @@ def test_our_errors_fail_the_step_with_their_text_and_are_retried_only_if_that_c
             raise error
     assert failure.value.description == str(error)
     assert failure.value.allow_retries is may_retry
+
+
+def test_a_refusals_numbers_are_metadata_with_money_in_dollars():
+    with pytest.raises(dg.Failure) as failure:
+        with readable_failures():
+            raise CostError(
+                "Too dear.", rows=5, expected_nano_usd=2_000_000_000, worst_nano_usd=11_000_000_000, max_cost_usd=10.0, keys=("x",)
+            )
+    assert {name: value.value for name, value in failure.value.metadata.items()} == {
+        "claude_batch/error": "CostError",
+        "claude_batch/rows": 5,
+        "claude_batch/expected_usd": 2.0,
+        "claude_batch/worst_usd": 11.0,
+        "claude_batch/max_cost_usd": 10.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("worst", "cost"), [(30_000_000, "about $0.0200, at most $0.0300"), (None, "at an unknown cost")], ids=["priced", "unpriced"]
+)
+def test_why_rows_are_asked_and_for_how_much_is_logged_before_anything_is_sent(log, lines, worst, cost):
+    plan = SimpleNamespace(
+        reasons={"new": 3, "prompt_changed": 2},
+        changed_parts={"labels": ("model: claude-haiku-4-5 -> claude-haiku-5-5",)},
+        expected_nano_usd=20_000_000,
+        worst_nano_usd=worst,
+    )
+    assert log.explain(plan)
+    assert lines == [f"To ask: 3 new rows, 2 whose task changed (labels: model: claude-haiku-4-5 -> claude-haiku-5-5); {cost}."]
+
+
+def test_a_limit_is_said_first(lines):
+    limited = ProgressLog(write=lines.append, warn=lines.append, connection=Connection(address="x"), limit=1_000)
+    limited(JobProgress(phase="plan"))
+    assert lines[0].endswith("limit: only the first 1,000 rows.")
 
 
 def test_the_users_own_temporal_is_used_where_a_field_or_the_environment_names_it(monkeypatch):

@@ -20,7 +20,13 @@ def test_a_worst_case_over_the_cap_is_refused_with_the_numbers(lake: Any) -> Non
     assert "1,000 requests of 1,002 rows would be sent (1,000 new rows; 0 more are answered, 0 in flight)" in message
     assert f"at most ${plan.worst_nano_usd / 1e9:,.2f}" in message
     assert "over the cap of $0.01. Nothing was sent. Raise max_cost_usd" in message
-    assert refused.value.context == {"worst_nano_usd": plan.worst_nano_usd}
+    assert refused.value.context == {
+        "rows": plan.total.rows,
+        "requests": plan.total.asked,
+        "expected_nano_usd": plan.expected_nano_usd,
+        "worst_nano_usd": plan.worst_nano_usd,
+        "max_cost_usd": 0.01,
+    }
 
 
 def test_a_cap_is_kept_to_the_last_nano_dollar(lake: Any) -> None:
