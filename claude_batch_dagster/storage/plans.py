@@ -66,9 +66,7 @@ def read_entry(store: Store, number: int) -> LogEntry:
     """Read `log/{number}.json`."""
     content = store.get(f"log/{number}.json")
     if content is None:
-        raise RootError(
-            f"{store.uri}/log/{number}.json is missing: the root lost its records. Nothing was sent. Run `claude-batch recover`."
-        )
+        raise RootError(f"{store.uri}/log/{number}.json is missing: the root lost its records. Nothing was sent. Restore the folder.")
     return msgspec.json.decode(content, type=LogEntry)
 
 
@@ -133,7 +131,7 @@ def read_shard(store: Store, entry: LogEntry, round_number: int, shard: int) -> 
     found = read_round(store, entry, round_number)
     if found is None or shard >= len(found.shards):
         raise RootError(
-            f"Batch run {entry.label} has no shard {shard} in round {round_number}: the root lost its records. Nothing was sent."
+            f"Batch run {entry.label} has no shard {shard} in round {round_number}: the root lost its records. Nothing was sent. Restore the folder."
         )
     return found.shards[shard]
 
@@ -180,7 +178,7 @@ def batch_ids(submissions: dict[tuple[int, int], list[Record]]) -> Sequence[str]
 def _get(store: Store, path: str) -> bytes:
     content = store.get(path)
     if content is None:
-        raise RootError(f"{store.uri}/{path} is missing: the root lost its records. Nothing was sent. Run `claude-batch recover`.")
+        raise RootError(f"{store.uri}/{path} is missing: the root lost its records. Nothing was sent. Restore the folder.")
     return content
 
 

@@ -1,11 +1,11 @@
 """The response store: what Claude answered, failures included, one file a batch and task. Append-only.
 
 - `responses/{endpoint}/{task_key}/{batch_id}.parquet` is named by its batch, so that whoever collects the batch writes the same file.
-- The best response of a key counts: a usable one first, then the latest.
+- The best response of a key counts: a usable one first, then a final one, then the latest.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -91,11 +91,13 @@ class Answers:
         store: The root.
         endpoint: Whose answers.
         task_key: To which task.
+        batch_ids: Only what these batches answered, None for all.
     """
 
-    def __init__(self, store: Store, endpoint: str, task_key: str) -> None:
+    def __init__(self, store: Store, endpoint: str, task_key: str, *, batch_ids: Collection[str] | None = None) -> None:
         self._store = store
-        self._paths = store.list(f"responses/{endpoint}/{task_key}")
+        paths = store.list(f"responses/{endpoint}/{task_key}")
+        self._paths = [path for path in paths if batch_ids is None or path.rpartition("/")[2].removesuffix(".parquet") in batch_ids]
         self._cache: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._files: dict[int, pq.ParquetFile] = {}
         self._answered = 0
@@ -186,7 +188,7 @@ class Answers:
         lengths = [len(part[0]) for part in parts]
         files = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
         rows = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
-        order = np.lexsort((files, rounds, stamps, codes == _CODES[Outcome.SUCCEEDED], keys[:, 1], keys[:, 0]))
+        order = np.lexsort((files, rounds, stamps, final, codes == _CODES[Outcome.SUCCEEDED], keys[:, 1], keys[:, 0]))
         last = np.ones(len(order), np.bool_)
         last[:-1] = (keys[order][1:] != keys[order][:-1]).any(axis=1)
         best = order[last]

@@ -161,7 +161,8 @@ class Source:
             missing = [column for column in stored if column not in names]
             if missing:
                 raise SourceError(
-                    f"{self.name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent.", column=missing[0]
+                    f"{self.name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent. Name one of these.",
+                    column=missing[0],
                 )
             repeated = [column for column in stored if names.count(column) > 1]
             if repeated:
@@ -280,7 +281,9 @@ class Source:
         try:
             parquet = pq.ParquetFile(self._store.open(file.path), pre_buffer=False, buffer_size=1 << 20)
         except FileNotFoundError:
-            raise SourceError(f"{self.name(file)} is gone. Nothing was sent from it.") from None
+            raise SourceError(
+                f"{self.name(file)} was there when the source was listed, and is gone. Nothing was sent from it. Run again when its writer is done."
+            ) from None
         except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(
                 f"{self.name(file)} is not a Parquet file, or its footer is damaged: {_first_line(error)}. Nothing was sent. Write it again."

@@ -173,7 +173,8 @@ class Store:
         may_pass = self._objects is not None and self.folder is None
         if may_pass and isinstance(error, GenericError) and not isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
             return TransientError(f"{text} It is tried again. Check that the object store is reachable.", uri=self.uri)
-        return RootError(f"{text} Nothing was sent because of it. Check the path, its permissions and the free space.", uri=self.uri)
+        consequence = "Nothing was sent." if verb == "opened" else "What was there before is as it was."
+        return RootError(f"{text} {consequence} Check the path, its permissions and the free space.", uri=self.uri)
 
 
 def _version_of(entry: "ObjectMeta") -> str:

@@ -34,16 +34,23 @@ class Admission:
     waits: tuple[LogEntry, ...]
 
 
-def admit_plan(job: Job, plan: Plan) -> Admission:
-    """Write the plan into the log, less what others admitted meanwhile. After this its keys are its own until `done`."""
+def admit_plan(job: Job, plan: Plan, *, reserved_nano_usd: int = 0) -> Admission:
+    """Write the plan into the log, less what others admitted meanwhile. After this its keys are its own until `done`.
+
+    Args:
+        job: What is asked.
+        plan: Of this job.
+        reserved_nano_usd: What earlier runs of this invocation may cost: the job's cap is for all of them.
+    """
     store = Store(job.root)
     for target in job.targets:
         store.put_if_absent(f"tasks/{target.task.task_key}.json", target.task.encode_document())
     waits = {entry.number: entry for entry in plan.waits}
     shards, keys, tip = plan.shards, plan.keys, plan.snapshot.tip
     while keys is not None:
-        entry = _entry(job, plan, number=tip + 1, shards=shards, keys=keys)
-        if admit_entry(store, entry):
+        entry = _entry(job, plan, number=tip + 1, shards=shards, keys=keys, reserved_nano_usd=reserved_nano_usd)
+        # An object store's client may have repeated a put that had succeeded; no two plans share a run_id.
+        if admit_entry(store, entry) or read_entry(store, entry.number).run_id == plan.run_id:
             return Admission(own=entry, waits=tuple(waits.values()))
         winners = [read_entry(store, number) for number in range(tip + 1, read_log(store).tip + 1)]
         tip = winners[-1].number
@@ -97,7 +104,7 @@ def _restage(
         return left, KeysRef(path=owned_keys_path(run_id), sha256=sha256, count=owned.count)
 
 
-def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], keys: KeysRef) -> LogEntry:
+def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], keys: KeysRef, reserved_nano_usd: int) -> LogEntry:
     # Of what is left after lost races.
     worst = [shard.worst_nano_usd for shard in shards]
     expected = plan.expected_nano_usd
@@ -121,7 +128,7 @@ def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], k
         cost_nano_usd=CostRange(
             expected=None if expected is None else round(expected * keys.count / plan.total.asked),
             worst=None if None in worst else sum(cost or 0 for cost in worst),
-            cap=None if job.max_cost_usd is None else round(job.max_cost_usd * 1_000_000_000),
+            cap=None if job.max_cost_usd is None else round(job.max_cost_usd * 1_000_000_000) - reserved_nano_usd,
         ),
         max_attempts=job.max_attempts,
         max_in_flight_batches=job.max_in_flight_batches,

@@ -26,9 +26,8 @@ def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
     if worst + spent_worst_nano_usd > job.max_cost_usd * _NANO:
         total = plan.total
         raise CostError(
-            f"{asked:,} requests of {total.rows:,} rows would be sent ({explain_reasons(plan)}; {total.already_answered:,} more are answered, "
-            f"{total.in_flight:,} in flight); they cost about "
-            f"${expected / _NANO:,.2f} and at most ${(worst + spent_worst_nano_usd) / _NANO:,.2f}, which is over the cap of ${job.max_cost_usd:,.2f}. "
+            f"{asked:,} requests of {total.rows:,} rows would be sent ({explain_reasons(plan)}{_others(plan)}); they cost about "
+            f"{_usd(expected)} and at most {_usd(worst + spent_worst_nano_usd)}, which is over the cap of ${job.max_cost_usd:,.2f}. "
             "Nothing was sent. Raise max_cost_usd, lower max_tokens, or ask fewer rows.",
             rows=total.rows,
             requests=asked,
@@ -52,4 +51,15 @@ def explain_reasons(plan: Plan) -> str:
     }
     parts = [f"{plan.reasons[reason]:,} {text}" for reason, text in words.items() if plan.reasons.get(reason)]
     changes = [f"{name}: {', '.join(changed)}" for name, changed in plan.changed_parts.items()]
-    return ", ".join(parts) + (f" ({'; '.join(changes)})" if changes else "")
+    return ", ".join(parts) + (f": {'; '.join(changes)}" if changes else "")
+
+
+def _others(plan: Plan) -> str:
+    counts = ((plan.total.already_answered, "more are answered"), (plan.total.in_flight, "in flight"))
+    return "".join(f"; {count:,} {text}" for count, text in counts if count)
+
+
+def _usd(nano_usd: int) -> str:
+    # Beside a cap of $0.01 a worst case of $0.014 must not read $0.01.
+    amount = nano_usd / _NANO
+    return f"${amount:,.2f}" if amount >= 0.1 else "$" + f"{float(f'{amount:.2g}'):.9f}".rstrip("0")

@@ -15,12 +15,12 @@ from datetime import timedelta
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
-from claude_batch_dagster.core.errors import RootError
+from claude_batch_dagster.core.errors import RootError, RunError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry, Owner
 from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.plans import read_done
@@ -31,6 +31,7 @@ LOOK_EVERY_S = 0.5
 ASK_TEMPORAL_EVERY_S = 3.0
 DRAIN_AFTER_S = 60.0
 DEAD_OWNER_DRAIN_AFTER_S = 2.0
+LEAST_DRAIN_AFTER_S = 1.0
 NO_WORKER_AFTER_S = 15.0
 RPC_TIMEOUT = timedelta(seconds=5)
 
@@ -43,12 +44,16 @@ class Watched:
         progress: As the workflow last told; None before it did.
         done: Set once the run is over.
         idle_since_s: When its workflow was first seen not to run, on the monotonic clock.
+        failure: Why its workflow failed; what it left open is drained all the same.
+        drained: Whether this client started a drain.
     """
 
     entry: LogEntry
     progress: Progress | None = None
     done: DoneRecord | None = None
     idle_since_s: float | None = None
+    failure: str | None = None
+    drained: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,18 +100,35 @@ class Watch:
 
     async def _look_at_workflow(self, run: Watched, now_s: float, *, has_worker: bool) -> None:
         handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
-        if await _is_running(handle):
+        status = await _find_status(handle)
+        if status is WorkflowExecutionStatus.RUNNING:
             run.idle_since_s = None
             if has_worker:
                 run.progress = await _query(handle) or run.progress
             return
         run.idle_since_s = run.idle_since_s or now_s
         run.done = read_done(self.store, run.entry.number)
+        if run.done is not None:
+            return
+        if status is WorkflowExecutionStatus.FAILED:
+            run.failure = await _find_cause(handle)
+            if run.drained:
+                raise RunError(
+                    f"Batch run {run.entry.label} cannot be settled: {run.failure} Its batches and keys stay as they are. "
+                    f"Mend the cause, then run again, or: claude-batch cancel {run.entry.label}",
+                    run=run.entry.label,
+                )
         patience_s = min(self.drain_after_s, DEAD_OWNER_DRAIN_AFTER_S) if _is_dead(run.entry.owner) else self.drain_after_s
-        if run.done is None and now_s - run.idle_since_s >= patience_s:
-            run.idle_since_s = run.progress = None
-            self.notes.append(f"Batch run {run.entry.label} has no workflow any more: it is settled without buying anything.")
-            await start_run(self.client, self.connection, self.store, run.entry, Mode.DRAIN)
+        if now_s - run.idle_since_s >= max(patience_s, LEAST_DRAIN_AFTER_S):
+            await self._drain(run, status)
+
+    async def _drain(self, run: Watched, status: WorkflowExecutionStatus | None) -> None:
+        run.idle_since_s = run.progress = None
+        run.drained = True
+        what = "no workflow" if status is None else f"a workflow that is {status.name.lower()}"
+        why = f" ({run.failure})" if run.failure else ""
+        self.notes.append(f"Batch run {run.entry.label} is open and has {what}{why}: what it left is settled, nothing is bought for it.")
+        await start_run(self.client, self.connection, self.store, run.entry, Mode.DRAIN)
 
     async def _look_for_worker(self, now_s: float) -> bool:
         request = DescribeTaskQueueRequest(
@@ -161,6 +183,8 @@ async def cancel_run(
 ) -> DoneRecord | None:
     """Cancel a run: its batches are canceled at the vendor, what they answered is collected, nothing more is sent.
 
+    The request is delivered in any case, also where this gives up waiting or is interrupted itself.
+
     Args:
         connection: Where its workflow runs, or will: a run whose workflow is gone is drained.
         store: The root.
@@ -170,26 +194,35 @@ async def cancel_run(
 
     Returns:
         How it ended, None where it had not within `timeout_s`.
+
+    Raises:
+        RunError: Terminal. The run cannot be settled; its workflow says why.
     """
     began_s = time.monotonic()
     watch = await open_watch(connection, store, [entry], drain_after_s=0)
     watch.ask_every_s = LOOK_EVERY_S
     (run,) = watch.runs
+    handle = watch.client.get_workflow_handle(workflow_id(entry.run_id))
     requested = False
-    while True:
-        await watch.look()
-        for note in watch.notes:
-            if on_note is not None:
-                on_note(note)
-        watch.notes.clear()
-        if run.done is not None or (timeout_s is not None and time.monotonic() - began_s >= timeout_s):
-            return run.done
-        # A workflow that is canceled before its first task runs no code of its own, so it could not settle anything.
-        if run.progress is None:
-            requested = False
-        elif not requested:
-            requested = await _request_cancel(watch.client.get_workflow_handle(workflow_id(entry.run_id)))
-        await asyncio.sleep(LOOK_EVERY_S)
+    try:
+        while True:
+            await watch.look()
+            for note in watch.notes:
+                if on_note is not None:
+                    on_note(note)
+            watch.notes.clear()
+            if run.done is not None or (timeout_s is not None and time.monotonic() - began_s >= timeout_s):
+                return run.done
+            # A workflow that is canceled before its first task runs no code of its own, so it could not settle anything: it is given
+            # the time for that task where a worker is there.
+            if run.progress is None:
+                requested = False
+            elif not requested:
+                requested = await _request_cancel(handle)
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:
+        if run.done is None and not requested:
+            await _request_cancel(handle)
 
 
 def _explain_no_worker(connection: Connection) -> str:
@@ -235,20 +268,31 @@ def check_concluded(entry: LogEntry, done: DoneRecord) -> None:
         )
 
 
-async def _is_running(handle: WorkflowHandle[object, object]) -> bool:
+async def _find_status(handle: WorkflowHandle[object, object]) -> WorkflowExecutionStatus | None:
     try:
-        description = await handle.describe(rpc_timeout=RPC_TIMEOUT)
+        return (await handle.describe(rpc_timeout=RPC_TIMEOUT)).status
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
-            return False
+            return None
         raise
-    return description.status is WorkflowExecutionStatus.RUNNING
+
+
+async def _find_cause(handle: WorkflowHandle[object, object]) -> str:
+    """Return why a closed workflow failed; nothing is waited for, since it is closed."""
+    try:
+        await handle.result(rpc_timeout=RPC_TIMEOUT)
+    except WorkflowFailureError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        return str(getattr(cause, "message", None) or cause)
+    return "its workflow gave no reason."
 
 
 async def _query(handle: WorkflowHandle[object, object]) -> Progress | None:
     try:
         told: Progress = await handle.query(PROGRESS_QUERY, result_type=Progress, rpc_timeout=RPC_TIMEOUT)
         return told
-    except RPCError:
+    except (RPCError, WorkflowQueryFailedError):
         # Between two workers, or before the first workflow task; the next look asks again.
         return None

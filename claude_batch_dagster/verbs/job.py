@@ -82,13 +82,19 @@ class Job:
         )
         for name, value, least, most in limits:
             if not least <= value <= most:
-                raise UsageError(f"{name} is {value:,}; {least:,} to {most:,} are possible. Nothing was sent.")
+                raise UsageError(
+                    f"{name} is {value:,}; {least:,} to {most:,} are possible. Nothing was sent. Choose a value in this range."
+                )
         if self.max_cost_usd is not None and not self.max_cost_usd >= 0:
-            raise UsageError(f"max_cost_usd is {self.max_cost_usd}; it cannot be negative. Nothing was sent.")
+            raise UsageError(
+                f"max_cost_usd is {self.max_cost_usd}; it cannot be negative. Nothing was sent. Name an amount in USD, or None for no cap."
+            )
         if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit is {self.limit}; the least is 1. Nothing was sent.")
+            raise UsageError(f"limit is {self.limit}; the least is 1. Nothing was sent. Leave it out for all rows.")
         if self.fail_above is not None and not 0 <= self.fail_above <= 1:
-            raise UsageError(f"fail_above is {self.fail_above}; it is a share of the rows, 0 to 1. Nothing was sent.")
+            raise UsageError(
+                f"fail_above is {self.fail_above}; it is a share of the rows, 0 to 1. Nothing was sent. For 5 % of them: 0.05."
+            )
         inside = [target.output for target in self.targets if f"{absolute_uri(target.output)}/".startswith(f"{self.source.uri}/")]
         if inside:
             raise UsageError(

@@ -127,7 +127,12 @@ class Plan:
 
 
 def plan_job(
-    job: Job, *, preview: bool = False, concluded_runs: Sequence[str] = (), on_rows: Callable[[Tally], None] | None = None
+    job: Job,
+    *,
+    preview: bool = False,
+    concluded_runs: Sequence[str] = (),
+    waited_runs: Sequence[str] = (),
+    on_rows: Callable[[Tally], None] | None = None,
 ) -> Plan:
     """Plan a job.
 
@@ -135,6 +140,7 @@ def plan_job(
         job: What is asked.
         preview: Write nothing, and keep one rendered example.
         concluded_runs: Own runs of this invocation: what they concluded is not planned a second time.
+        waited_runs: Runs of others that this invocation waited for: what they answered is not asked again on purpose.
         on_rows: Called every few thousand rows with the sum so far.
 
     Raises:
@@ -143,11 +149,19 @@ def plan_job(
         RootError: Terminal. The root is another endpoint's, or cannot be written.
         TaskError: Terminal. A slot is no column.
     """
-    return _Planner(job, preview=preview, concluded_runs=concluded_runs, on_rows=on_rows).plan()
+    return _Planner(job, preview=preview, concluded_runs=concluded_runs, waited_runs=waited_runs, on_rows=on_rows).plan()
 
 
 class _Planner:
-    def __init__(self, job: Job, *, preview: bool, concluded_runs: Sequence[str], on_rows: Callable[[Tally], None] | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        preview: bool,
+        concluded_runs: Sequence[str],
+        waited_runs: Sequence[str],
+        on_rows: Callable[[Tally], None] | None,
+    ) -> None:
         self._job = job
         self._preview = preview
         self._on_rows = on_rows
@@ -155,6 +169,7 @@ class _Planner:
         self._run_id = str(uuid_utils.uuid7())
         self._source = Source(job.source)
         self._concluded_runs = concluded_runs
+        self._waited_runs = waited_runs
         self._bad: dict[str, str] = {}
 
     def plan(self) -> Plan:
@@ -181,7 +196,7 @@ class _Planner:
             self._check_limit(selected)
         # The log before the answers: a run that ends between the two reads must be in one of them.
         snapshot = read_log(self._store)
-        known = read_subtractions(self._store, self._job, snapshot, self._concluded_runs)
+        known = read_subtractions(self._store, self._job, snapshot, concluded_runs=self._concluded_runs, waited_runs=self._waited_runs)
         if self._job.ask_again:
             self._add_again(selected, known)
         with self._store.scratch() as scratch, ExitStack() as opened:

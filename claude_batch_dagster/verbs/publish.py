@@ -186,4 +186,10 @@ class _Publisher:
 
     def _select(self, source: Source, partition: str | None) -> list[FileRows]:
         wanted = [partition] if self.limit is None else self.partitions
-        return select_rows(source, {key: source.files_of(key) for key in wanted}, self.limit)[partition]
+        selected = select_rows(source, {key: source.files_of(key) for key in wanted}, self.limit)
+        if partition not in selected:
+            raise SourceError(
+                f"Partition {partition!r} of {source.uri} has no row among the first {self.limit:,} any more: the source grew while it was asked "
+                "about. It was not written; its answers are kept. Run again."
+            )
+        return selected[partition]

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from temporalio.service import RPCError
+
 from claude_batch_dagster.core.contract import workflow_id
-from claude_batch_dagster.core.errors import RunError, UsageError
+from claude_batch_dagster.core.errors import RunError, TemporalUnavailableError, UsageError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.output import STATUSES
@@ -16,13 +18,15 @@ from claude_batch_dagster.verbs import execute
 from claude_batch_dagster.verbs.admit import admit_plan
 from claude_batch_dagster.verbs.cap import check_cap
 from claude_batch_dagster.verbs.connection import Connection, connect
-from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, check_concluded, open_watch, start_run
+from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, Watched, check_concluded, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan, Tally, plan_job
 from claude_batch_dagster.verbs.progress import JobProgress, OnProgress
 from claude_batch_dagster.verbs.publish import PublishedOutput, publish_job
 
 MAX_PLANS = 5
+START_TRIES = 10
+START_EVERY_S = 3.0
 PROGRESS_EVERY_S = 1.0
 _NANO = 1_000_000_000
 
@@ -116,7 +120,9 @@ class _Runner:
     store: Store = field(init=False)
     began_s: float = field(default_factory=time.monotonic)
     own: list[tuple[LogEntry, DoneRecord | None]] = field(default_factory=list)
+    waited: list[str] = field(default_factory=list)
     first: Plan | None = None
+    gave_up: bool = False
 
     def __post_init__(self) -> None:
         self.store = Store(self.job.root)
@@ -127,7 +133,7 @@ class _Runner:
             if plan.total.asked or plan.waits:
                 # Before admission: what cannot be started must not own keys.
                 asyncio.run(self._reach_temporal())
-            admission = admit_plan(self.job, plan)
+            admission = admit_plan(self.job, plan, reserved_nano_usd=self._reserved_nano_usd())
             if admission.own is not None:
                 self.own.append((admission.own, None))
                 if self.on_admitted is not None:
@@ -135,8 +141,11 @@ class _Runner:
             if not admission.own and not admission.waits:
                 break
             asyncio.run(self._execute(admission.own, admission.waits, detach=detach))
+            self.waited += [entry.run_id for entry in admission.waits]
             if detach or not admission.waits:
                 break
+        else:
+            self.gave_up = True
         assert self.first is not None, "there was at least one plan"
         if detach:
             return self._result(self.first, (), dict(self.first.bad_partitions), detached=True)
@@ -155,19 +164,21 @@ class _Runner:
                 last_s = time.monotonic()
                 self._report(self._planned("plan", tally))
 
-        plan = plan_job(self.job, concluded_runs=[entry.run_id for entry, _ in self.own], on_rows=on_rows)
-        check_cap(self.job, plan, sum(entry.cost_nano_usd.worst or 0 for entry, _ in self.own))
+        plan = plan_job(self.job, concluded_runs=[entry.run_id for entry, _ in self.own], waited_runs=self.waited, on_rows=on_rows)
+        check_cap(self.job, plan, self._reserved_nano_usd())
         if self.first is None:
             self.first = plan
         self._report(self._planned("plan", plan.total))
         if plan.total.asked and self.confirm is not None and not self.confirm(plan):
-            raise UsageError(f"Not confirmed: {plan.total.asked:,} requests were not sent. Nothing was written. To send them without a question: --max-cost-usd X.")
+            raise UsageError(
+                f"Not confirmed: {plan.total.asked:,} requests were not sent. Nothing was written. To send them without a question: --max-cost-usd X."
+            )
         return plan
 
     async def _execute(self, own: LogEntry | None, waits: Sequence[LogEntry], *, detach: bool) -> None:
         watch = await open_watch(self.connection, self.store, [*([own] if own else []), *waits])
         if own is not None:
-            await start_run(watch.client, self.connection, self.store, own, Mode.RUN)
+            await self._start(watch, own)
         if waits:
             watch.notes.append(f"Waiting for {', '.join(entry.label for entry in waits)}, which already asks for some of these rows.")
         last_s = float("-inf")
@@ -176,18 +187,38 @@ class _Runner:
             if watch.notes or time.monotonic() - last_s >= PROGRESS_EVERY_S or not watch.open:
                 last_s = time.monotonic()
                 self._report(self._waiting(watch, own))
+            if own is not None and self.own[-1][1] is None:
+                # At once: a refused key must not wait for other runs' batches.
+                self._conclude(own, watch.runs[0])
             if not watch.open:
                 break
             await asyncio.sleep(LOOK_EVERY_S)
-        for run in watch.runs:
-            if run.done is not None and own is not None and run.entry.run_id == own.run_id:
-                self._conclude(own, run.done)
 
-    def _conclude(self, own: LogEntry, done: DoneRecord) -> None:
-        self.own[-1] = (own, done)
-        check_concluded(own, done)
-        if done.outcome == "failed":
-            raise RunError(f"Batch run {own.label} failed: {done.error or 'no reason was recorded'}", run=own.label)
+    async def _start(self, watch: Watch, own: LogEntry) -> None:
+        """Start the own run; its keys are taken, so a server that restarts just now is waited for."""
+        for attempt in range(START_TRIES):
+            try:
+                return await start_run(watch.client, self.connection, self.store, own, Mode.RUN)
+            except RPCError as error:
+                if attempt + 1 == START_TRIES:
+                    raise TemporalUnavailableError(
+                        f"Batch run {own.label} was admitted and its workflow cannot be started: {error}. Nothing was sent. "
+                        "The same command again settles it and asks anew.",
+                        run=own.label,
+                    ) from error
+                await asyncio.sleep(START_EVERY_S)
+
+    def _conclude(self, own: LogEntry, run: Watched) -> None:
+        if run.done is None:
+            return
+        self.own[-1] = (own, run.done)
+        check_concluded(own, run.done)
+        reason = run.done.error if run.done.outcome == "failed" else run.failure
+        if run.done.outcome == "failed" or run.failure is not None:
+            raise RunError(f"Batch run {own.label} failed: {reason or 'no reason was recorded'}", run=own.label)
+
+    def _reserved_nano_usd(self) -> int:
+        return sum(entry.cost_nano_usd.worst or 0 for entry, _ in self.own)
 
     def _publish(self, plan: Plan) -> JobResult:
         self._report(self._planned("publish", plan.total))
@@ -228,9 +259,14 @@ class _Runner:
             failed_partitions=failed,
             detached=detached,
             duration_s=time.monotonic() - self.began_s,
-            warnings=(*plan.warnings, *self._changed(plan, outputs)),
+            warnings=(*plan.warnings, *self._changed(plan, outputs), *self._given_up()),
             limit=plan.limit,
         )
+
+    def _given_up(self) -> list[str]:
+        if not self.gave_up:
+            return []
+        return [f"Other runs took these rows {MAX_PLANS} times and gave them up: what has no answer is pending. Run again to ask about it."]
 
     def _changed(self, plan: Plan, outputs: tuple[PublishedOutput, ...]) -> list[str]:
         pending = sum(output.written.rows["pending"] for output in outputs)

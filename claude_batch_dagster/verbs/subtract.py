@@ -39,6 +39,7 @@ class Subtraction:
         in_flight: Requests of open runs, by the run's number.
         concluded: Requests that own runs of this invocation concluded.
         again: Requests that are asked again though they are answered.
+        waited: Requests of runs that this invocation waited for: what they answered is as new as can be.
         seen: Requests that an earlier row had.
     """
 
@@ -47,6 +48,7 @@ class Subtraction:
     in_flight: dict[int, KeySet] = field(default_factory=dict)
     concluded: KeySet = field(default_factory=KeySet)
     again: KeySet = field(default_factory=KeySet)
+    waited: KeySet = field(default_factory=KeySet)
     seen: KeySet = field(default_factory=KeySet)
 
     def split(self, keys: Keys) -> Split:
@@ -60,16 +62,19 @@ class Subtraction:
             if mine.any():
                 holders.add(number)
             in_flight |= mine
-        final = self.answers.final(wanted) & ~self.again.contains(wanted)
+        overridden = self.again.contains(wanted)
         if self.retry_failed:
-            final &= ~self.answers.failed(wanted)
+            overridden |= self.answers.failed(wanted)
+        final = self.answers.final(wanted) & ~(overridden & ~self.waited.contains(wanted))
         answered = ~in_flight & (final | self.concluded.contains(wanted))
         asked = np.zeros(len(keys), np.bool_)
         asked[np.flatnonzero(new)[~in_flight & ~answered]] = True
         return Split(asked=asked, in_flight=int(in_flight.sum()), answered=int(answered.sum()), holders=frozenset(holders))
 
 
-def read_subtractions(store: Store, job: Job, snapshot: LogSnapshot, concluded_runs: Sequence[str]) -> dict[str, Subtraction]:
+def read_subtractions(
+    store: Store, job: Job, snapshot: LogSnapshot, *, concluded_runs: Sequence[str], waited_runs: Sequence[str]
+) -> dict[str, Subtraction]:
     """Return what each task's requests are compared with, by task_key.
 
     Args:
@@ -77,6 +82,7 @@ def read_subtractions(store: Store, job: Job, snapshot: LogSnapshot, concluded_r
         job: What is asked.
         snapshot: The plan log, read before this: the answers are read now.
         concluded_runs: Own runs of this invocation.
+        waited_runs: Others' runs that this invocation waited for.
     """
     found = {
         target.task.task_key: Subtraction(answers=Answers(store, job.endpoint, target.task.task_key), retry_failed=job.retry_failed)
@@ -84,10 +90,10 @@ def read_subtractions(store: Store, job: Job, snapshot: LogSnapshot, concluded_r
     }
     for entry in snapshot.open:
         _add_open_run(store, entry, found)
-    for run_id in concluded_runs:
+    for run_id in (*concluded_runs, *waited_runs):
         for task_key, keys in read_owned_keys(store, run_id):
             if task_key in found:
-                found[task_key].concluded.add(keys)
+                (found[task_key].concluded if run_id in concluded_runs else found[task_key].waited).add(keys)
     return found
 
 

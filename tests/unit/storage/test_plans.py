@@ -93,9 +93,7 @@ def test_a_number_is_given_once(store: Store) -> None:
 
 
 def test_an_entry_that_is_gone_says_that_the_root_lost_its_records(store: Store) -> None:
-    with pytest.raises(
-        RootError, match=r"log/3\.json is missing: the root lost its records\. Nothing was sent\. Run `claude-batch recover`"
-    ):
+    with pytest.raises(RootError, match=r"log/3\.json is missing: the root lost its records\. Nothing was sent\. Restore the folder"):
         plans.read_entry(store, 3)
 
 

@@ -73,15 +73,15 @@ BATCHES = st.lists(
 
 @settings(max_examples=25)
 @given(batches=BATCHES)
-def test_the_best_response_of_a_key_is_a_usable_one_first_then_the_latest(batches: list[Batch]) -> None:
-    oracle: dict[bytes, tuple[tuple[bool, int, int, int], str, str | None]] = {}
+def test_the_best_response_of_a_key_is_a_usable_one_first_then_a_final_one_then_the_latest(batches: list[Batch]) -> None:
+    oracle: dict[bytes, tuple[tuple[bool, bool, int, int, int], str, str | None]] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         for at, batch in enumerate(batches):
             rows = [Response(request_key=k, outcome=outcome, error=error, answer=f"{at}") for k, outcome, error in batch.responses]
             write(store, f"b{at}", rows, batch.minutes, batch.round)
             for k, outcome, error in batch.responses:
-                rank = (outcome == "succeeded", batch.minutes, batch.round, at)
+                rank = (outcome == "succeeded", OUTCOMES[outcome, error], batch.minutes, batch.round, at)
                 if k not in oracle or rank > oracle[k][0]:
                     oracle[k] = (rank, outcome, error)
         answers = Answers(store, "simulator", "t")
@@ -94,7 +94,7 @@ def test_the_best_response_of_a_key_is_a_usable_one_first_then_the_latest(batche
         places = answers.find(keys)
         fetched = answers.fetch(places[places >= 0])
         assert fetched["request_key"].to_pylist() == [UUID(bytes=k) for k in asked if k in oracle]
-        assert fetched["answer"].to_pylist() == [str(oracle[k][0][3]) for k in asked if k in oracle]
+        assert fetched["answer"].to_pylist() == [str(oracle[k][0][4]) for k in asked if k in oracle]
 
 
 def test_responses_are_fetched_in_the_order_asked_over_files_and_row_groups(tmp_path: Path) -> None:
