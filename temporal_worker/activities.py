@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from temporalio import activity
@@ -21,6 +22,8 @@ from claude_batch_dagster.core.contract import (
     ClosedShards,
     CloseInput,
     Counts,
+    DoctorInput,
+    DoctorReport,
     FinishInput,
     OpenedRound,
     OpenedRun,
@@ -37,6 +40,7 @@ from temporal_worker.vendor import Batch
 if TYPE_CHECKING:
     from temporal_worker.batches import Batches
     from temporal_worker.collect import Collector
+    from temporal_worker.examine import Examiner
     from temporal_worker.runs import Runs
     from temporal_worker.submit import Submitter
 
@@ -51,6 +55,7 @@ POLL_SHARE_OF_AGE = 0.1
 POLL_JITTER = 0.1
 KEY_RETRY_S = 60.0
 FORGOTTEN_AFTER_S = 600.0
+NOT_FOUND_SINCE = "Not found at the vendor since "
 
 
 class BatchActivities:
@@ -69,6 +74,7 @@ class BatchActivities:
         submitter: "Submitter",
         collector: "Collector",
         batches: "Batches",
+        examiner: "Examiner",
         poll_s: float,
         submits_at_once: int = 2,
         collects_at_once: int = 2,
@@ -77,13 +83,17 @@ class BatchActivities:
         self._submitter = submitter
         self._collector = collector
         self._batches = batches
+        self._examiner = examiner
         self._poll_s = poll_s
         self._submits = threading.BoundedSemaphore(submits_at_once)
         self._collects = threading.BoundedSemaphore(collects_at_once)
 
     @activity.defn(no_thread_cancel_exception=True)
     def open_run(self, run: OpenInput) -> OpenedRun:
-        """Idempotent: reads the root, and pins the workspace put-if-absent. A retry costs a few GETs."""
+        """Idempotent: reads the root, pins the workspace and records tried tasks put-if-absent.
+
+        A retry costs a few GETs, and one sample request where an attempt died between its try of a new task and the record of it.
+        """
         with _attempt("opening the run"):
             return self._runs.open_run(run)
 
@@ -104,7 +114,7 @@ class BatchActivities:
         A batch in progress is a benign failure with the pause to the next look: nothing waits, and no event is written.
         """
         with _attempt(f"looking at batch {batch.batch_id}", least_retry_s=self._poll_s) as report:
-            found = self._look(batch)
+            found = self._look(batch, report)
             if not found.ended:
                 text = _describe_progress(found)
                 report(text)
@@ -145,25 +155,43 @@ class BatchActivities:
         with _attempt("finishing the run"):
             return self._runs.finish_run(finish)
 
-    def _look(self, batch: BatchInput) -> Batch:
+    @activity.defn(no_thread_cancel_exception=True)
+    def examine_vendor(self, ask: DoctorInput) -> DoctorReport:
+        """Idempotent: looks, and leaves nothing behind. A retry costs a few GETs."""
+        with _attempt("looking at the vendor and the root for claude-batch doctor"):
+            return self._examiner.examine(ask)
+
+    def _look(self, batch: BatchInput, report: Callable[[str], None]) -> Batch:
         try:
-            return self._find(batch)
+            return self._find(batch, report)
         except CredentialsError as error:
             # The batch is paid for: it waits for a worker with a key that works.
             raise VendorUnavailableError(f"{error} The batch is looked at again later.", retry_after_s=KEY_RETRY_S) from error
 
-    def _find(self, batch: BatchInput) -> Batch:
+    def _find(self, batch: BatchInput, report: Callable[[str], None]) -> Batch:
         try:
             return self._batches.get(batch.batch_id)
         except RefusedError as error:
-            waited_s = (activity.info().current_attempt_scheduled_time - activity.info().scheduled_time).total_seconds()
-            if error.context.get("status") == 404 and waited_s >= FORGOTTEN_AFTER_S and self._runs.has_right_workspace(batch):
+            now = activity.info().started_time
+            since = _not_found_since() or now
+            gone = error.context.get("status") == 404
+            if gone:
+                report(f"{NOT_FOUND_SINCE}{since.isoformat()}")
+            if gone and (now - since).total_seconds() >= FORGOTTEN_AFTER_S and self._runs.has_right_workspace(batch):
                 log.warning("batch %s of run %s was deleted at the vendor: its requests end without a result", batch.batch_id, batch.run_id)
                 return self._runs.lost_batch(batch)
             # Another workspace's key finds nothing either: what it cannot see is not missing.
             raise VendorUnavailableError(
                 f"{error} Check that the worker's key belongs to the workspace of this root.", retry_after_s=KEY_RETRY_S
             ) from error
+
+
+def _not_found_since() -> datetime | None:
+    """Return when the vendor first did not find the batch, if it has not found it since: earlier attempts hand it on."""
+    told = next(iter(activity.info().heartbeat_details), None)
+    if not isinstance(told, str) or not told.startswith(NOT_FOUND_SINCE):
+        return None
+    return datetime.fromisoformat(told.removeprefix(NOT_FOUND_SINCE))
 
 
 def pause_before_next_look(batch: Batch, least_s: float, chance: float) -> float:

@@ -23,13 +23,16 @@ from temporal_worker.vendor import Batch, Created, CreateResult, Model, NotCreat
 
 T = TypeVar("T")
 
-BATCHES_PATH = "/v1/messages/batches"
+MESSAGES_PATH = "/v1/messages"
+BATCHES_PATH = f"{MESSAGES_PATH}/batches"
 ANTHROPIC_HOST = "api.anthropic.com"
 RESULT_CHUNK_BYTES = 1 << 20
 MAX_REASON_CHARS = 300
 CALL_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
+DOCTOR_TIMEOUT = httpx2.Timeout(6.0, connect=4.0)
 CREATE_TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
-CALL_OPTIONS: anthropic.RequestOptions = {"max_retries": 0, "timeout": CALL_TIMEOUT, "follow_redirects": False}
+# The vendor's own limit for an answer that is not streamed.
+ANSWER_TIMEOUT_S = 600.0
 
 STATUS_TABLE: tuple[tuple[range | frozenset[int], type[ClaudeBatchError], bool], ...] = (
     (frozenset({401, 403}), CredentialsError, False),
@@ -54,15 +57,17 @@ class Batches:
     Args:
         api_key: Never logged, never part of a message.
         base_url: None for Anthropic's own.
+        timeout: Of every call but those that send a batch or wait for an answer.
     """
 
-    def __init__(self, api_key: str, base_url: str | None = None) -> None:
+    def __init__(self, api_key: str, base_url: str | None = None, *, timeout: httpx2.Timeout = CALL_TIMEOUT) -> None:
         for name in ("anthropic", "httpx2", "httpcore2"):
             # Below WARNING these log URLs, headers and request options.
             logging.getLogger(name).setLevel(logging.WARNING)
         self.base_url = base_url or f"https://{ANTHROPIC_HOST}"
         self._api_key = api_key
         self._endpoint: str | None = None
+        self._options: anthropic.RequestOptions = {"max_retries": 0, "timeout": timeout, "follow_redirects": False}
 
     @cached_property
     def _client(self) -> anthropic.Anthropic:
@@ -119,7 +124,37 @@ class Batches:
                 return None
             raise
         found = _decode(response, _WireModel, f"model {model}")
-        return Model(id=found.id, lifecycle=found.lifecycle)
+        return Model(
+            id=found.id,
+            lifecycle=found.lifecycle,
+            retires_at=found.retires_at,
+            max_tokens=found.max_tokens,
+            max_input_tokens=found.max_input_tokens,
+            capabilities=found.capabilities or {},
+        )
+
+    def ask(self, params: bytes) -> bytes:
+        """Ask one request of the Messages API, at its full price, and return the message as JSON. Sent once.
+
+        Raises:
+            CredentialsError: Terminal.
+            RefusedError: Terminal. The request cannot be asked as it is; with status 504 in its context it had no answer in ten minutes.
+            VendorUnavailableError: Transient. Asking again may pay again.
+        """
+        what = "the try of a sample text"
+        options: anthropic.RequestOptions = {
+            **self._options,
+            "headers": {"Content-Type": "application/json"},
+            "timeout": httpx2.Timeout(ANSWER_TIMEOUT_S, connect=10.0),
+        }
+        try:
+            response = self._sender.post(MESSAGES_PATH, cast_to=httpx2.Response, content=params, options=options)
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+            if isinstance(error.__cause__ or error, httpx2.ReadTimeout) or getattr(error, "status_code", None) == 504:
+                # What takes so long takes as long the next time, and may be paid each time.
+                raise RefusedError(f"{what}: no answer within {ANSWER_TIMEOUT_S:.0f} s. Lower effort or max_tokens.", status=504) from error
+            raise translate_error(error, what) from error
+        return bytes(_decode(response, msgspec.Raw, what))
 
     def create(self, body: Iterator[bytes], body_bytes: int) -> CreateResult:
         """POST a batch once: no retry, no redirect. Never raises for what the vendor, the network or the body does.
@@ -131,7 +166,7 @@ class Batches:
         """
         sending = _Sending(body, body_bytes)
         options: anthropic.RequestOptions = {
-            **CALL_OPTIONS,
+            **self._options,
             "headers": {"Content-Length": str(body_bytes), "Content-Type": "application/json"},
             "timeout": CREATE_TIMEOUT,
         }
@@ -168,7 +203,7 @@ class Batches:
             self._client.post(
                 f"{_batch_path(batch_id)}/cancel",
                 cast_to=httpx2.Response,
-                options=CALL_OPTIONS,
+                options=self._options,
             )
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             failure = translate_error(error, what)
@@ -194,7 +229,7 @@ class Batches:
                 cast_to=httpx2.Response,
                 stream=True,
                 stream_cls=anthropic.Stream[object],
-                options={**CALL_OPTIONS, "headers": {"Accept": "application/binary"}},
+                options={**self._options, "headers": {"Accept": "application/binary"}},
             )
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise translate_error(error, what) from error
@@ -210,7 +245,7 @@ class Batches:
             return self._client.get(
                 path,
                 cast_to=httpx2.Response,
-                options=CALL_OPTIONS,
+                options=self._options,
             )
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise translate_error(error, what) from error
@@ -220,7 +255,7 @@ class Batches:
             response = self._client.get(
                 f"{BATCHES_PATH}?limit=1",
                 cast_to=httpx2.Response,
-                options=CALL_OPTIONS,
+                options=self._options,
             )
         except anthropic.APIStatusError as error:
             response = error.response
@@ -250,7 +285,11 @@ def translate_error(error: Exception, what: str) -> ClaudeBatchError:
             status=status,
         )
     if kind is RefusedError or error.error_code in SPEND_CODES:
-        return RefusedError(f"{what}: refused by the vendor ({reason}{said}).", status=status, code=error.error_code)
+        return RefusedError(
+            f"{what}: refused by the vendor ({reason}{said}). The same again is refused: change what it names.",
+            status=status,
+            code=error.error_code,
+        )
     return VendorUnavailableError(
         f"{what}: the vendor cannot now ({reason}). It is tried again.",
         retry_after_s=read_retry_after(error.response.headers),
@@ -318,6 +357,10 @@ class _WireBatch(msgspec.Struct):
 class _WireModel(msgspec.Struct):
     id: str
     lifecycle: str = "active"
+    retires_at: str | None = None
+    max_tokens: int | None = None
+    max_input_tokens: int | None = None
+    capabilities: dict[str, object] | None = None
 
 
 def _make_client(api_key: str, base_url: str, limits: httpx2.Limits) -> anthropic.Anthropic:

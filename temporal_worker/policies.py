@@ -56,7 +56,8 @@ class ActivityPolicy:
 
 
 POLICIES: dict[str, ActivityPolicy] = {
-    "open_run": ActivityPolicy(start_to_close_s=300),
+    # A new task's try may take ten minutes to answer.
+    "open_run": ActivityPolicy(start_to_close_s=1_800),
     # A canceled submit may have created its batch: what it did has to be known before anything is closed.
     "submit": ActivityPolicy(start_to_close_s=1_800, heartbeat_s=30, longest_retry_s=300, waits_for_cancel=True),
     # The vendor keeps results for 29 days; its outages and ours are waited out. Not yet ended is a failure with a pause of its own.
@@ -65,6 +66,8 @@ POLICIES: dict[str, ActivityPolicy] = {
     "close_shards": ActivityPolicy(start_to_close_s=1_800),
     "open_round": ActivityPolicy(start_to_close_s=7_200),
     "finish_run": ActivityPolicy(start_to_close_s=7_200),
+    # A person waits for it.
+    "examine_vendor": ActivityPolicy(start_to_close_s=25, schedule_to_close_s=30, attempts=2),
 }
 
 

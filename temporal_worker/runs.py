@@ -1,9 +1,10 @@
 """What is done to a run as a whole: open it, close shards that are not bought, open the next round, finish. PROTOCOL, "A run"."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -58,6 +59,8 @@ from claude_batch_dagster.storage.plans import (
 from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
+from temporal_worker.capabilities import find_mismatch
+from temporal_worker.preflight import Preflights
 from temporal_worker.root import OpenRoot, check_endpoint, check_workspace, explain_endpoint, open_root
 from temporal_worker.submit import explain_unknown
 from temporal_worker.usage import read_usage, sum_cost
@@ -80,16 +83,20 @@ class Runs:
     Attributes:
         open_store: Opens a root by its URI.
         price_usage: What an answer costs.
+        preflights: Tries new tasks.
         clock: Now, aware; only people read it.
     """
 
     open_store: Callable[[str], Store]
     batches: "Batches"
     price_usage: PriceUsage
+    preflights: Preflights
     clock: Callable[[], datetime]
 
     def open_run(self, run: OpenInput) -> OpenedRun:
         """Say what is to be done for a run, and whether anything may be sent at all.
+
+        A run that buys and has not begun has its tasks compared with what their models can, and new tasks tried on a sample text.
 
         Raises:
             RootError: Terminal.
@@ -137,6 +144,8 @@ class Runs:
         root = open_root(self.open_store(ask.root), number=ask.number, run_id=ask.run_id)
         opened = read_round(root.store, root.entry, ask.round)
         if opened is None:
+            # An open shard behind a further round would be out of everybody's sight.
+            _check_closed(root, list_submissions(root.store, ask.run_id))
             shards = () if ask.empty or ask.round > root.entry.max_attempts else self._stage_round(root, ask.round)
             # Another driver may have opened it meanwhile: then that one counts, and what was staged here is nobody's.
             opened = write_round(root.store, ask.run_id, RoundRecord(round=ask.round, shards=shards))
@@ -154,6 +163,7 @@ class Runs:
         if done is None:
             submissions = list_submissions(root.store, finish.run_id)
             _check_closed(root, submissions)
+            _check_last_round(root)
             ids = batch_ids(submissions)
             endpoint = root.record.endpoint
             usage = read_usage(root.store, endpoint, [task.task_key for task in root.entry.tasks], ids)
@@ -161,7 +171,7 @@ class Runs:
                 run_id=finish.run_id,
                 finished_at=self.clock().isoformat(timespec="seconds"),
                 outcome=finish.outcome,
-                rows=_count_rows(root),
+                rows=_count_rows(root, ids),
                 batches=len(ids),
                 usage=usage,
                 cost_nano_usd=sum_cost(usage),
@@ -177,6 +187,7 @@ class Runs:
             CredentialsError: Terminal. It is of another one.
         """
         root = open_root(self.open_store(batch.root), number=batch.number, run_id=batch.run_id)
+        check_endpoint(root, self.batches.find_endpoint())
         workspace_id = self.batches.check_key_and_list().workspace_id
         check_workspace(root, workspace_id)
         return workspace_id is not None
@@ -210,15 +221,18 @@ class Runs:
             return explain_endpoint(root, endpoint)
         try:
             check_workspace(root, self.batches.check_key_and_list().workspace_id)
-            for model in sorted({str(read_task(root.store, task.task_key)["model"]) for task in root.entry.tasks}):
-                found = self.batches.get_model(model)
-                if found is None:
-                    return f"Batch run {root.entry.label} asks {model}, which the vendor does not know. Nothing was sent. Correct the model's id."
-                if found.lifecycle == "retired":
-                    return f"Batch run {root.entry.label} asks {model}, which is retired. Nothing was sent. Name a current model."
+            # What has begun was checked before its first POST, and is not stopped half way by what the vendor changed since.
+            return None if list_submissions(root.store, root.entry.run_id) else self._find_unfit_task(root)
         except (CredentialsError, RefusedError) as error:
             return f"Batch run {root.entry.label} was not begun, nothing was sent: {error}"
-        return None
+
+    def _find_unfit_task(self, root: OpenRoot) -> str | None:
+        find_model = cache(self.batches.get_model)
+        for task in root.entry.tasks:
+            mismatch = find_mismatch(task, read_task(root.store, task.task_key), find_model)
+            if mismatch is not None:
+                return mismatch
+        return self.preflights.find_failure(root)
 
     def _close_shard(self, root: OpenRoot, close: CloseInput, shard: int) -> LiveShard | ParkedShard | None:
         while True:
@@ -273,7 +287,8 @@ class Runs:
     ) -> tuple[ShardRef, ...]:
         entry = root.entry
         stager = ShardStager(root.store, run_id=entry.run_id, round_number=round_number, scratch=scratch, max_requests=max_requests)
-        tasks = {short_name(task.name): _AskedTask.read(root, task.task_key) for task in entry.tasks}
+        own = batch_ids(list_submissions(root.store, entry.run_id))
+        tasks = {short_name(task.name): _AskedTask.read(root, task.task_key, own) for task in entry.tasks}
         for shard in shards:
             lines = iter_lines(root.store.stream(shard.path))
             while chunk := list(islice(lines, CHUNK_REQUESTS)):
@@ -289,12 +304,12 @@ class _AskedTask:
     answers: Answers
 
     @classmethod
-    def read(cls, root: OpenRoot, task_key: str) -> "_AskedTask":
+    def read(cls, root: OpenRoot, task_key: str, batch_ids: Collection[str]) -> "_AskedTask":
         document = read_task(root.store, task_key)
         return cls(
             model=str(document["model"]),
             max_tokens=int(str(document["max_tokens"])),
-            answers=Answers(root.store, root.record.endpoint, task_key),
+            answers=Answers(root.store, root.record.endpoint, task_key, batch_ids=batch_ids),
         )
 
     def price_worst(self, line: bytes, price_usage: PriceUsage) -> int | None:
@@ -336,17 +351,25 @@ def _check_closed(root: OpenRoot, submissions: dict[tuple[int, int], list[Record
                 )
                 raise RunError(
                     f"Batch run {root.entry.label} cannot finish: shard {shard} of round {round_number} ends with {tip}. Its requests stay its "
-                    f"own, no other run buys them. Start it again, or: claude-batch cancel {root.entry.label}"
+                    f"own, no other run buys them. Mend the cause, then run again, or: claude-batch cancel {root.entry.label}"
                 )
+
+
+def _check_last_round(root: OpenRoot) -> None:
+    last = last_round(root.store, root.entry)
     if last.shards:
-        raise RunError(f"Batch run {root.entry.label} cannot finish: its last round, {last.round}, is not the empty one. Start it again.")
+        raise RunError(
+            f"Batch run {root.entry.label} cannot finish: its last round, {last.round}, has {len(last.shards)} shards, and only an empty one ends "
+            f"a run. Its requests stay its own. Run again, or: claude-batch cancel {root.entry.label}"
+        )
 
 
-def _count_rows(root: OpenRoot) -> dict[str, int]:
+def _count_rows(root: OpenRoot, batch_ids: Collection[str]) -> dict[str, int]:
+    """Count what became of the run's requests in its own batches; what an earlier run answered is not its doing."""
     entry: LogEntry = root.entry
     rows: dict[str, int] = {}
     for task_key, keys in read_owned_keys(root.store, entry.run_id):
-        answers = Answers(root.store, root.record.endpoint, task_key)
+        answers = Answers(root.store, root.record.endpoint, task_key, batch_ids=batch_ids)
         for chunk in _chunks(keys):
             for outcome, _ in answers.outcomes(chunk):
                 name = outcome or Outcome.PENDING

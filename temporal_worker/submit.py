@@ -144,8 +144,11 @@ class Submitter:
         if records[slot] == batch:
             return Submitted(batch_id=batch.id)
         # Somebody gave the submission up while its reply was under way. The batch is ours by reply, and nobody waits for it.
-        self.batches.cancel(batch.id)
-        log.warning("batch %s of batch run %s came after its shard was given up: it was canceled", batch.id, root.entry.label)
+        log.warning("batch %s of batch run %s came after its shard was given up: it is canceled", batch.id, root.entry.label)
+        try:
+            self.batches.cancel(batch.id)
+        except ClaudeBatchError as error:
+            log.warning("%s It may be paid for: cancel it in the vendor's console.", error)
         settled = records[-1]
         return Submitted(closed=settled.reason if isinstance(settled, Closed) else CloseReason.ABANDONED)
 
@@ -168,7 +171,7 @@ class Submitter:
         )
 
 
-def explain_unknown(entry: LogEntry, shard: int, send: Send, why: str = "its sender ended before the reply was recorded") -> str:
+def explain_unknown(entry: LogEntry, shard: int, send: Send, why: str = "its reply was not recorded (yet)") -> str:
     """Say what is not known of a submission, and what a person can do."""
     return (
         f"Shard {shard} of batch run {entry.label} ({send.count:,} requests) was sent at {send.sent_at}, and {why}. "
@@ -199,7 +202,7 @@ def _withhold_last_chunk(store: Store, body: ShardRef) -> Iterator[bytes]:
             digest.update(chunk)
             size += len(chunk)
     except FileNotFoundError as error:
-        raise RootError(f"{store.uri}/{body.path} is missing: the root lost its records. Nothing was sent.") from error
+        raise RootError(f"{store.uri}/{body.path} is missing: the root lost its records. Nothing was sent. Restore the folder.") from error
     if size != body.body_bytes or digest.hexdigest() != body.sha256:
         raise RootError(
             f"{store.uri}/{body.path} is not what was planned: {size:,} bytes against {body.body_bytes:,}, "

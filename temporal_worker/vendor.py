@@ -1,6 +1,7 @@
 """What the vendor says, in our words: the types that `batches.py` answers with, without anything of its client."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from claude_batch_dagster.core.errors import ClaudeBatchError
@@ -21,10 +22,29 @@ class VendorReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model in the vendor's catalogue; `lifecycle` is active | deprecated | retired."""
+    """A model in the vendor's catalogue.
+
+    Attributes:
+        lifecycle: active | deprecated | retired.
+        retires_at: When it goes, as the vendor writes it, None where no day is set.
+        max_tokens: The most that an answer may have, None where the vendor does not say.
+        max_input_tokens: The context window, None where the vendor does not say.
+        capabilities: As the vendor tells them; older servers tell none.
+    """
 
     id: str
     lifecycle: str
+    retires_at: str | None = None
+    max_tokens: int | None = None
+    max_input_tokens: int | None = None
+    capabilities: Mapping[str, object] = field(default_factory=dict)
+
+    def supports(self, *path: str) -> bool | None:
+        """Tell whether a capability (`effort`, `low`) is there; None where the vendor does not say."""
+        found: object = self.capabilities
+        for step in (*path, "supported"):
+            found = found.get(step) if isinstance(found, Mapping) else None
+        return found if isinstance(found, bool) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,11 +26,13 @@ from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.endpoint import is_simulated
 from claude_batch_dagster.verbs.estimate import price_usage
 from temporal_worker.activities import BatchActivities
-from temporal_worker.batches import Batches
+from temporal_worker.batches import DOCTOR_TIMEOUT, Batches
 from temporal_worker.collect import Collector
+from temporal_worker.examine import Examiner
+from temporal_worker.preflight import Preflights
 from temporal_worker.runs import Runs
 from temporal_worker.submit import Submitter
-from temporal_worker.workflows import BatchRunWorkflow
+from temporal_worker.workflows import BatchRunWorkflow, DoctorWorkflow
 
 log = logging.getLogger("temporal_worker")
 
@@ -75,7 +77,9 @@ def read_settings(environ: Mapping[str, str], *, exit_with_parent: bool = False)
     try:
         poll_s = float(text) if text else DEFAULT_POLL_S
     except ValueError:
-        raise UsageError(f"CLAUDE_BATCH_POLL_SECONDS is {text!r}, which is no number of seconds. The worker did not start.") from None
+        raise UsageError(
+            f"CLAUDE_BATCH_POLL_SECONDS is {text!r}, which is no number of seconds. The worker did not start. Write a number, for instance 30."
+        ) from None
     base_url = environ.get("ANTHROPIC_BASE_URL") or None
     api_key = environ.get("ANTHROPIC_API_KEY") or None
     if api_key is None:
@@ -121,17 +125,19 @@ async def run_worker(settings: Settings) -> None:
 
 def build_worker(client: Client, settings: Settings, batches: Batches, threads: ThreadPoolExecutor, price: PriceUsage) -> Worker:
     """Return a worker with its parts; it does not run yet."""
+    preflights = Preflights(batches=batches, price_usage=price, clock=_now)
     activities = BatchActivities(
-        runs=Runs(open_store=Store, batches=batches, price_usage=price, clock=_now),
+        runs=Runs(open_store=Store, batches=batches, price_usage=price, preflights=preflights, clock=_now),
         submitter=Submitter(open_store=Store, batches=batches, clock=_now),
         collector=Collector(open_store=Store, batches=batches, price_usage=price),
         batches=batches,
+        examiner=Examiner(open_store=Store, batches=Batches(settings.api_key, settings.base_url, timeout=DOCTOR_TIMEOUT), clock=_now),
         poll_s=settings.poll_s,
     )
     return Worker(
         client,
         task_queue=settings.task_queue,
-        workflows=[BatchRunWorkflow],
+        workflows=[BatchRunWorkflow, DoctorWorkflow],
         activities=[
             activities.open_run,
             activities.submit,
@@ -140,6 +146,7 @@ def build_worker(client: Client, settings: Settings, batches: Batches, threads: 
             activities.close_shards,
             activities.open_round,
             activities.finish_run,
+            activities.examine_vendor,
         ],
         activity_executor=threads,
         max_concurrent_activities=ACTIVITIES_AT_ONCE,

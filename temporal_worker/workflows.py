@@ -10,16 +10,19 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from claude_batch_dagster.core.contract import (
+        DOCTOR_WORKFLOW_TYPE,
         PROGRESS_QUERY,
         WORKFLOW_TYPE,
         BatchInput,
         CancelInput,
         ClosedShards,
         CloseInput,
+        DoctorInput,
+        DoctorReport,
         FinishInput,
         LiveShard,
         OpenedRun,
@@ -78,7 +81,10 @@ class BatchRunWorkflow:
         except BaseException as error:
             # Around activities a cancel request does not come as asyncio's CancelledError.
             if not is_cancelled_exception(error):
-                raise
+                if self._failure is None or not isinstance(error, ActivityError):
+                    raise
+                # What cannot be finished has a reason that came before.
+                raise ApplicationError(f"{self._failure} {_tell_cause(error)}", type="RunError", non_retryable=True) from error
         await _finish_whatever_comes(self._settle_canceled())
         raise asyncio.CancelledError
 
@@ -214,8 +220,7 @@ class BatchRunWorkflow:
 
     def _fail(self, error: BaseException) -> None:
         """Send nothing more: submits under way are called off, live batches are seen through."""
-        cause = error.cause if isinstance(error, ActivityError) else None
-        text = str(getattr(cause, "message", None) or cause or error)
+        text = _tell_cause(error)
         if self._failure is not None or self._canceling:
             workflow.logger.warning("%s", text)
             return
@@ -380,6 +385,23 @@ class BatchRunWorkflow:
         lines += [f"\n**Failed**: {self._failure}"] if self._failure else []
         lines += [f"\n**Question**: {question}" for question in self._parked.values()]
         workflow.set_current_details("\n".join(lines))
+
+
+@workflow.defn(name=DOCTOR_WORKFLOW_TYPE)
+class DoctorWorkflow:
+    """Asks one worker what it sees of the vendor and the root: only the worker has the key."""
+
+    @workflow.run
+    async def run(self, ask: DoctorInput) -> DoctorReport:
+        """Return what the worker that took it found."""
+        return await workflow.execute_activity_method(
+            BatchActivities.examine_vendor, ask, summary="look at the vendor and the root", **activity_options("examine_vendor")
+        )
+
+
+def _tell_cause(error: BaseException) -> str:
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return str(getattr(cause, "message", None) or cause or error)
 
 
 async def _finish_whatever_comes(work: Coroutine[object, object, None]) -> None:

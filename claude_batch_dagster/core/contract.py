@@ -4,6 +4,7 @@ Both sides import this file; a new field gets a default, so that a workflow star
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from claude_batch_dagster.core.submission import Mode
 
@@ -11,6 +12,8 @@ WORKFLOW_TYPE = "BatchRunWorkflow"
 PROGRESS_QUERY = "progress"
 DEFAULT_TASK_QUEUE = "claude-batch"
 WORKFLOW_ID_PREFIX = "claude-batch/"
+DOCTOR_WORKFLOW_TYPE = "DoctorWorkflow"
+DOCTOR_ID_PREFIX = "claude-batch-doctor/"
 
 
 def workflow_id(run_id: str) -> str:
@@ -306,3 +309,54 @@ class FinishInput:
     run_id: str
     outcome: str
     error: str | None = None
+
+
+class Health(StrEnum):
+    """How a finding of the doctor stands."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that the doctor looked at.
+
+    Attributes:
+        name: What was looked at; `worker ...` where the worker looked.
+        status: ok | warn (it works, and may not for long) | fail (a run would not work).
+        detail: What was found, observed against limit.
+        remedy: What to do; empty where there is nothing to do.
+    """
+
+    name: str
+    status: Health
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorInput:
+    """Input of the doctor's workflow and of its activity.
+
+    Attributes:
+        root: URI of the root.
+        models: Models to ask the vendor for.
+        endpoint: Where the client's work would go, None where it does not know.
+        token: Path, below the root, of an object that the client wrote: a worker that does not see it works on another folder. None
+            where the client could not write one.
+    """
+
+    root: str
+    models: tuple[str, ...] = ()
+    endpoint: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorReport:
+    """Result of the doctor's workflow: what one worker found, and its versions by name of the distribution."""
+
+    findings: tuple[Finding, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """The answer to a request: deterministic by its content, extractive, marked `[simulated]`. Pure."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
 
 import msgspec
 
@@ -27,6 +28,11 @@ class Spoiling:
 
 
 UNSPOILT = Spoiling()
+
+
+def spoil(faults: AbstractSet[str]) -> Spoiling:
+    """What these faults do to an answer."""
+    return Spoiling(**{field.name: field.name.replace("_", "-") in faults for field in fields(Spoiling)})
 
 
 def answer_message(question: Question, message_id: str, *, spoiling: Spoiling = UNSPOILT, service_tier: str = "batch") -> dict[str, object]:

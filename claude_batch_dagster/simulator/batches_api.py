@@ -140,7 +140,7 @@ class BatchesApi:
             id="",
             number=0,
             created_at=0.0,
-            takes_s=self.takes_s,
+            takes_s=self.takes_s + (self.faults.setting("slow-batch") or 0.0),
             count=0,
             version=version,
             betas=tuple(sorted(betas)),

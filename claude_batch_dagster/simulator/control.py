@@ -1,7 +1,7 @@
 """The simulator's own routes under `/simulator`: fault switches, and the books as a judge of tests. They need no key."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +17,7 @@ from claude_batch_dagster.simulator.upload import receive_small_body
 from claude_batch_dagster.simulator.wire import invalid_request, timestamp
 
 _CHUNK_LINES = 5000
+_KEPT_MESSAGES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class Control:
     clock: Callable[[], float]
     calls: Counter[str] = field(default_factory=Counter)
     """Calls since the start by verb; `retries` are those that the client's header calls so."""
+    asked: deque[bytes] = field(default_factory=lambda: deque(maxlen=_KEPT_MESSAGES))
+    """The last bodies that the Messages API was sent."""
 
     async def summary(self, request: web.Request) -> web.Response:
         """GET /simulator/books: every batch, deleted ones too, newest first."""
@@ -58,6 +61,10 @@ class Control:
                 await response.write(lines)
         await response.write_eof()
         return response
+
+    async def messages(self, request: web.Request) -> web.Response:
+        """GET /simulator/messages: the last bodies that the Messages API was sent, oldest first, a line each."""
+        return web.Response(body=b"".join(body.replace(b"\n", b" ") + b"\n" for body in self.asked), content_type="application/x-jsonl")
 
     async def show_faults(self, request: web.Request) -> web.Response:
         """GET /simulator/faults: what is on, and all that there is."""

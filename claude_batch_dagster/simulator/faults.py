@@ -2,7 +2,8 @@
 
 A switch is `NAME`, `NAME=N` or `NAME=all`. Call faults take `@VERB` after the name (create, get, list, cancel, delete, results,
 message, count_tokens, models or any; without it: create). Request faults are drawn when a batch is created and stored with it, by a
-hash of the fault's name and the whole custom_id, so that a restart changes nothing and a re-asked request (new tag) draws anew.
+hash of the fault's name and the whole custom_id, so that a restart changes nothing and a re-asked request (new tag) draws anew; with
+`@message` they spoil the next N answers of the Messages API instead, and no batch.
 The board itself is memory: a restart begins with the switches of its command line.
 """
 
@@ -85,6 +86,7 @@ FAULTS: Mapping[str, Fault] = {
     # Settings, until cleared.
     "401-from": Fault(kind="setting", says="after N more calls every key is revoked (default 0)", default=0),
     "slow-upload": Fault(kind="setting", says="a create's body takes N more seconds to be read (default 2)", default=2),
+    "slow-batch": Fault(kind="setting", says="a batch takes N more seconds to end (default 600)", default=600),
     "list-lag": Fault(kind="setting", says="a batch is listed N seconds after its creation (default 5)", default=5),
     "clock-skew": Fault(kind="setting", says="the simulator's clock is N seconds ahead (default 3600)", default=3600),
     "queue-limit": Fault(kind="setting", says="a create that brings more than N unfinished requests gets a 429", default=100_000),
@@ -93,6 +95,10 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 VERBS = frozenset({"create", "get", "list", "cancel", "delete", "results", "message", "count_tokens", "models", "any"})
+
+
+SPOILING_FAULTS = frozenset({"truncated", "refusal", "pause", "invalid", "enum-case", "surrogate"})
+"""Request faults that change an answer."""
 
 
 def parse_switch(text: str) -> tuple[str, float | None]:
@@ -106,7 +112,7 @@ def parse_switch(text: str) -> tuple[str, float | None]:
     fault = FAULTS.get(base)
     if fault is None:
         raise ValueError(f"Unknown fault {base!r}. Known are: {', '.join(FAULTS)}.")
-    if at and (verb not in VERBS or fault.kind not in {"before", "after"}):
+    if at and not ((verb in VERBS and fault.kind in {"before", "after"}) or (verb == "message" and base in SPOILING_FAULTS)):
         raise ValueError(f"Fault {base!r} cannot be switched on for {verb!r}.")
     if not equals:
         return name, None
@@ -184,7 +190,7 @@ class FaultBoard:
         thresholds: dict[str, float] = {}
         with self._lock:
             for name, left in list(self._left.items()):
-                if FAULTS[name.partition("@")[0]].kind != "request":
+                if "@" in name or FAULTS[name].kind != "request":
                     continue
                 if left < 1:
                     thresholds[name] = left
@@ -198,6 +204,14 @@ class FaultBoard:
                     if self._left[name] < 1:
                         del self._left[name]
         return thresholds
+
+    def draw_message(self) -> frozenset[str]:
+        """The faults that spoil this answer of the Messages API, one use of each is spent."""
+        with self._lock:
+            found = [name for name in self._left if name.endswith("@message") and name.partition("@")[0] in SPOILING_FAULTS]
+            for name in found:
+                self._spend(name)
+        return frozenset(name.partition("@")[0] for name in found)
 
     def _spend(self, name: str) -> None:
         if self._left[name] > 1:

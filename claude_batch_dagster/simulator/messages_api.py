@@ -1,9 +1,13 @@
 """`/v1/messages`, `/v1/messages/count_tokens` and `/v1/models`: the synchronous neighbours of batches."""
 
+from collections import deque
+
 import msgspec
+import orjson
 from aiohttp import web
 
-from claude_batch_dagster.simulator.answers import answer_message
+from claude_batch_dagster.simulator.answers import SURROGATE_MARK, answer_message, spoil
+from claude_batch_dagster.simulator.faults import FaultBoard
 from claude_batch_dagster.simulator.models import CATALOGUE, describe_model, find_model
 from claude_batch_dagster.simulator.question import Question, Refusal, read_question
 from claude_batch_dagster.simulator.upload import receive_small_body
@@ -12,14 +16,17 @@ from claude_batch_dagster.simulator.wire import WireError, invalid_request, new_
 MAX_BODY_BYTES = 32_000_000
 
 
-async def create_message(request: web.Request) -> web.Response:
-    """POST /v1/messages: the answer that a batch would give."""
-    fields = _fields(await receive_small_body(request, MAX_BODY_BYTES))
+async def create_message(request: web.Request, faults: FaultBoard, asked: "deque[bytes]") -> web.Response:
+    """POST /v1/messages: the answer that a batch would give. The body is added to `asked`."""
+    body = await receive_small_body(request, MAX_BODY_BYTES)
+    asked.append(body)
+    fields = _fields(body)
     if "stream" in fields and fields["stream"] != msgspec.Raw(b"false"):
         raise invalid_request("stream: the simulator answers in one piece only")
     fields.pop("stream", None)
     question = _question(fields, request)
-    return web.json_response(answer_message(question, new_id("msg_01"), service_tier="standard"))
+    message = answer_message(question, new_id("msg_01"), spoiling=spoil(faults.draw_message()), service_tier="standard")
+    return web.Response(body=orjson.dumps(message).replace(SURROGATE_MARK.encode(), b"\\ud83d"), content_type="application/json")
 
 
 async def count_tokens(request: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import orjson
 
-from claude_batch_dagster.simulator.answers import SURROGATE_MARK, UNSPOILT, Spoiling, answer_message
+from claude_batch_dagster.simulator.answers import SURROGATE_MARK, UNSPOILT, Spoiling, answer_message, spoil
 from claude_batch_dagster.simulator.batch import Batch
 from claude_batch_dagster.simulator.books import Books, Entry
 from claude_batch_dagster.simulator.faults import is_hit
@@ -12,14 +12,6 @@ from claude_batch_dagster.simulator.question import Refusal, read_question
 from claude_batch_dagster.simulator.wire import derived_id, error_object
 
 _CHUNK_LINES = 500
-_SPOILING = {
-    "truncated": "truncated",
-    "refusal": "refusal",
-    "pause": "pause",
-    "invalid": "invalid",
-    "enum-case": "enum_case",
-    "surrogate": "surrogate",
-}
 _VISIBLE = {"error_visibility": "user_facing"}
 
 
@@ -53,8 +45,7 @@ def entry_lines(batch: Batch, entry: Entry) -> list[bytes]:
     hit = {name for name in faults if is_hit(faults, name, entry.custom_id)}
     if "missing-result" in hit:
         return []
-    spoiling = Spoiling(**{field: name in hit for name, field in _SPOILING.items()})
-    result = _result(batch, entry, spoiling)
+    result = _result(batch, entry, spoil(hit))
     if "unknown-type" in hit:
         result = {"type": "postponed", "postponed": {"reason": "[simulated] a type that nobody knows"}}
     line = orjson.dumps({"custom_id": entry.custom_id, "result": result}).replace(SURROGATE_MARK.encode(), b"\\ud83d")

@@ -171,12 +171,13 @@ class Gate:
         add("DELETE", batches + "/{batch_id}", self.batches.delete, name="delete")
         add("POST", batches + "/{batch_id}/cancel", self.batches.cancel, name="cancel")
         add("GET", batches + "/{batch_id}/results", self.batches.results, name="results")
-        add("POST", "/v1/messages", messages_api.create_message, name="message")
+        add("POST", "/v1/messages", self._ask, name="message")
         add("POST", "/v1/messages/count_tokens", messages_api.count_tokens, name="count_tokens")
         add("GET", "/v1/models", messages_api.list_models, name="models")
         add("GET", "/v1/models/{model_id}", messages_api.retrieve_model, name="models-one")
         add("GET", "/simulator/books", self.control.summary)
         add("GET", "/simulator/outcomes", self.control.outcomes)
+        add("GET", "/simulator/messages", self.control.messages)
         add("GET", "/simulator/faults", self.control.show_faults)
         add("POST", "/simulator/faults", self.control.switch_fault)
         add("DELETE", "/simulator/faults", self.control.clear_faults)
@@ -229,6 +230,9 @@ class Gate:
             if fault := self.faults.strike("after", "create"):
                 return _strike(fault, request)
             return response
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        return await messages_api.create_message(request, self.faults, self.control.asked)
 
     def _check_key(self, request: web.Request) -> None:
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")

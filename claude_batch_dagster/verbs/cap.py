@@ -51,7 +51,7 @@ def explain_reasons(plan: Plan) -> str:
     }
     parts = [f"{plan.reasons[reason]:,} {text}" for reason, text in words.items() if plan.reasons.get(reason)]
     changes = [f"{name}: {', '.join(changed)}" for name, changed in plan.changed_parts.items()]
-    return ", ".join(parts) + (f": {'; '.join(changes)}" if changes else "")
+    return ", ".join(parts) + (f" ({'; '.join(changes)})" if changes else "")
 
 
 def _others(plan: Plan) -> str:

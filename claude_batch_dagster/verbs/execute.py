@@ -17,6 +17,7 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
@@ -282,9 +283,9 @@ async def _find_cause(handle: WorkflowHandle[object, object]) -> str:
     try:
         await handle.result(rpc_timeout=RPC_TIMEOUT)
     except WorkflowFailureError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause: BaseException = error.cause
+        while isinstance(cause, ActivityError) and cause.cause is not None:
+            cause = cause.cause
         return str(getattr(cause, "message", None) or cause)
     return "its workflow gave no reason."
 

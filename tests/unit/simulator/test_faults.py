@@ -190,6 +190,16 @@ def test_slow_upload_still_creates(start, ask):
     assert try_create(start("slow-upload=0.05"), ask).status == 200
 
 
+def test_slow_batch_holds_up_what_is_created_while_it_is_on(start, ask):
+    simulator = start("slow-batch=60")
+    slow = simulator.create([ask("a")])["id"]
+    simulator.call("DELETE", "/simulator/faults")
+    quick = simulator.create([ask("b")])["id"]
+    simulator.clock.now += 50
+    statuses = [simulator.call("GET", f"{PATH}/{batch_id}").json["processing_status"] for batch_id in (slow, quick)]
+    assert statuses == ["in_progress", "ended"]
+
+
 def test_faults_are_switched_at_run_time(simulator, ask):
     assert simulator.call("POST", "/simulator/faults", b'{"name":"429","n":2}').json["active"] == {"429": 2}
     assert try_create(simulator, ask).status == 429

@@ -1,3 +1,5 @@
+import json
+
 import anthropic
 import pytest
 
@@ -42,3 +44,22 @@ def test_catalogue_tells_limits_capabilities_and_retirement(simulator):
     assert models["claude-opus-4-5-20251101"].retires_at is not None
     with pytest.raises(anthropic.NotFoundError):
         client.models.retrieve("claude-nope")
+
+
+def test_answers_are_spoilt_where_the_switch_names_messages(start, ask):
+    simulator = start("invalid@message=2", "truncated@message")
+    first, second, third = (simulator.client().messages.create(**ask("a")["params"]) for _ in range(3))
+    assert (first.stop_reason, second.stop_reason, third.stop_reason) == ("max_tokens", "end_turn", "end_turn")
+    assert simulator.call("GET", "/simulator/faults").json["active"] == {}
+
+
+def test_a_switch_for_messages_spoils_no_batch(start, ask):
+    simulator = start("refusal@message=all")
+    assert simulator.ended([ask("a")])["a"]["message"]["stop_reason"] == "end_turn"
+    assert simulator.client().messages.create(**ask("a")["params"]).stop_reason == "refusal"
+
+
+def test_what_was_asked_is_kept(simulator, ask):
+    simulator.client().messages.create(**ask("a", "A lamp.")["params"])
+    (line,) = simulator.call("GET", "/simulator/messages").body.splitlines()
+    assert json.loads(line)["messages"] == ask("a", "A lamp.")["params"]["messages"]

@@ -18,7 +18,7 @@ def test_a_worst_case_over_the_cap_is_refused_with_the_numbers(lake: Any) -> Non
         check_cap(job, plan)
     message = str(refused.value)
     assert "1,000 requests of 1,002 rows would be sent (1,000 new rows)" in message
-    assert f"at most ${plan.worst_nano_usd / 1e9:,.2f}" in message
+    assert f"at most ${plan.worst_nano_usd / 1e9:.2g}" in message
     assert "over the cap of $0.01. Nothing was sent. Raise max_cost_usd" in message
     assert refused.value.context == {
         "rows": plan.total.rows,

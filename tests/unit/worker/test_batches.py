@@ -242,3 +242,69 @@ def test_a_foreign_server_is_asked_who_it_is(server: str, endpoint: str | None) 
 def test_anthropic_is_not_asked() -> None:
     """Its name is its host."""
     assert Batches("key").find_endpoint() == "anthropic"
+
+
+MODEL = (
+    b'{"type":"model","id":"m","display_name":"M","lifecycle":"deprecated","retires_at":"2026-11-24T00:00:00Z","max_tokens":9,'
+    b'"max_input_tokens":99,"capabilities":{"batch":{"supported":true},"effort":{"supported":true,"max":{"supported":false}}}}'
+)
+
+
+def test_a_model_with_what_it_can() -> None:
+    """And None for what the vendor does not say."""
+    with vendor(reply(200, MODEL)) as (url, received):
+        found = Batches("key", url).get_model("m/../x")
+    assert received[0].startswith(b"GET /v1/models/m%2F..%2Fx ")
+    assert found is not None
+    assert (found.lifecycle, found.retires_at, found.max_tokens, found.max_input_tokens) == ("deprecated", "2026-11-24T00:00:00Z", 9, 99)
+    assert (found.supports("batch"), found.supports("effort", "max"), found.supports("thinking", "types", "x")) == (True, False, None)
+
+
+@pytest.mark.parametrize("body", [b'{"id":"m"}', b'{"id":"m","capabilities":null,"max_tokens":null}'])
+def test_a_model_of_a_server_that_tells_less(body: bytes) -> None:
+    """It is there, and nothing speaks against it."""
+    with vendor(reply(200, body)) as (url, _):
+        found = Batches("key", url).get_model("m")
+    assert found is not None
+    assert (found.lifecycle, found.max_tokens, found.supports("batch")) == ("active", None, None)
+
+
+def test_a_model_that_is_not_there() -> None:
+    """404 is an answer."""
+    with vendor(reply(404, error_body("not_found_error"))) as (url, _):
+        assert Batches("key", url).get_model("m") is None
+
+
+def test_a_request_is_asked_once_as_it_is() -> None:
+    """The bytes go out untouched, and the message comes back so."""
+    with vendor(reply(200, b'{"type":"message","content":[]}')) as (url, received):
+        assert Batches("key", url).ask(b'{"model":"m" }') == b'{"type":"message","content":[]}'
+    head, _, body = received[0].partition(b"\r\n\r\n")
+    assert body == b'{"model":"m" }'
+    assert head.startswith(b"POST /v1/messages ")
+    assert b"content-type: application/json" in head.lower()
+    assert b"x-stainless-retry-count: 0" in head.lower()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (reply(400, error_body("invalid_request_error")), RefusedError),
+        (reply(401, error_body("authentication_error")), CredentialsError),
+        (reply(404, error_body("not_found_error")), RefusedError),
+        (reply(429, error_body("rate_limit_error")), VendorUnavailableError),
+        (reply(429, error_body("rate_limit_error", "enforced_spend_limit_reached")), RefusedError),
+        (reply(500, error_body("api_error")), VendorUnavailableError),
+        (reply(504, error_body("timeout_error")), RefusedError),
+        (reply(529, error_body("overloaded_error")), VendorUnavailableError),
+        (reply(200, b'{"id":"msg'), VendorUnavailableError),
+        (b"", VendorUnavailableError),
+    ],
+)
+def test_what_asking_ends_as(answer: bytes, kind: type[ClaudeBatchError]) -> None:
+    """One POST in any case; what takes too long is not asked for ever."""
+    with vendor(answer) as (url, received):
+        with pytest.raises(ClaudeBatchError) as raised:
+            Batches("key", url).ask(b"{}")
+    assert type(raised.value) is kind
+    assert len(received) == 1

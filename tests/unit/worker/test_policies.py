@@ -56,10 +56,10 @@ def test_policies_in_temporals_terms(name: str) -> None:
     assert waits == (name == "submit")
 
 
-def test_only_see_through_gives_up_for_good() -> None:
-    """After the 29 days for which the vendor keeps results."""
+def test_only_see_through_and_the_doctor_give_up_for_good() -> None:
+    """After the 29 days for which the vendor keeps results; and where a person waits."""
     limited = {name: policy.schedule_to_close_s for name, policy in POLICIES.items() if policy.schedule_to_close_s is not None}
-    assert limited == {"see_through": 29 * 86_400}
+    assert limited == {"see_through": 29 * 86_400, "examine_vendor": 30}
 
 
 def test_not_yet_is_benign_and_names_its_pause() -> None:
