@@ -14,16 +14,18 @@ from typing import NoReturn
 
 import click
 
+from claude_batch_dagster.cli.doctor import doctor
 from claude_batch_dagster.cli.local import demo, dev, simulator, worker
 from claude_batch_dagster.cli.operate import cancel, status, stop
 from claude_batch_dagster.cli.report import Known, failure_object
 from claude_batch_dagster.cli.run import plan, run
+from claude_batch_dagster.cli.show import show
 from claude_batch_dagster.core.errors import ClaudeBatchError, UsageError
 
 NOT_WRITTEN, USAGE, INTERRUPTED = 1, 2, 130
 SECTIONS = (
     ("Ask Claude", (run, plan)),
-    ("Look after runs", (status, cancel, stop)),
+    ("Look after runs", (status, show, cancel, stop, doctor)),
     ("Try it", (demo, dev)),
     ("Processes", (worker, simulator)),
 )
@@ -50,7 +52,7 @@ def _version() -> str:
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Environment: ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL, TEMPORAL_ADDRESS (unset: a local server is started), CLAUDE_BATCH_ROOT, "
-    "CLAUDE_BATCH_SIMULATE=1. First steps without a key: claude-batch demo.",
+    "CLAUDE_BATCH_SIMULATE=1. First steps without a key: claude-batch demo. Something does not work: claude-batch doctor.",
 )
 @click.version_option(_version(), prog_name="claude-batch")
 def commands() -> None:

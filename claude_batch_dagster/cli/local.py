@@ -15,9 +15,10 @@ from typing import NoReturn
 
 import click
 
+from claude_batch_dagster.cli.interruption import INTERRUPTED, NUMBERS, SAME_PRESS_S, let_go_of
 from claude_batch_dagster.cli.options import GroupedCommand, existing_file, option, root_option, simulate_option
 from claude_batch_dagster.cli.reach import Place, Reach, find_place
-from claude_batch_dagster.cli.wording import SIMULATED
+from claude_batch_dagster.cli.wording import SIMULATED, command
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.storage.store import absolute_uri, join_uri
 from claude_batch_dagster.verbs.endpoint import DEFAULT_ROOT, has_credentials, is_simulated
@@ -27,6 +28,7 @@ DAGSTER_PORT = 3000
 DAGSTER_START_TIMEOUT_S = 90.0
 CHILD_GRACE_S = 20.0
 DAGSTER_WARNINGS = "ignore:Function `dev_command` is superseded"
+_child_groups: list[int] = []
 INSTANCE_SETTINGS = "telemetry:\n  enabled: false\nnux:\n  enabled: false\n"
 
 
@@ -68,7 +70,7 @@ def dev(root: str | None, simulate: bool, workspace: Path | None, port: int | No
     if shutil.which("dagster-webserver", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))) is None:
         raise UsageError("The Dagster UI is not installed. Nothing was started. Run `pip install 'claude-batch-dagster[local]'`.")
     place = _find_local_place(root, simulate=simulate)
-    port = port or _free_port(DAGSTER_PORT)
+    port = _free_port(DAGSTER_PORT) if port is None else _check_port(port)
     line = f"Dagster UI  http://127.0.0.1:{port}" + (f"   {SIMULATED}" if place.simulated else "") + "   (Ctrl-C ends everything)"
     with _signals_interrupt():
         try:
@@ -77,12 +79,12 @@ def dev(root: str | None, simulate: bool, workspace: Path | None, port: int | No
                 if connection.start is not None:
                     connection.start()
                 environ = {"PYTHONWARNINGS": DAGSTER_WARNINGS, **child_environment(place)}
-                command = [sys.executable, "-m", "dagster", "dev", *_code_location(workspace), "-h", "127.0.0.1", "-p", str(port)]
-                with _child(command, environ) as process:
+                dagster = [sys.executable, "-m", "dagster", "dev", *_code_location(workspace), "-h", "127.0.0.1", "-p", str(port)]
+                with _child(dagster, environ) as process:
                     _announce_when_open(process, port, line)
                     return process.wait()
         except KeyboardInterrupt:
-            _say("Everything is ended.")
+            _say("\n".join(["Everything is ended.", *_open_runs(place)]))
             return 0
 
 
@@ -149,6 +151,21 @@ def _code_location(workspace: Path | None) -> list[str]:
     return ["-w", str(workspace or "workspace.yaml")]
 
 
+def _open_runs(place: Place) -> list[str]:
+    """Return what becomes of the runs that were going on."""
+    from claude_batch_dagster.storage.plans import read_log
+    from claude_batch_dagster.storage.store import Store
+
+    labels = [entry.label for entry in read_log(Store(place.root)).open]
+    if not labels:
+        return []
+    where = "at the simulator" if place.simulated else "at Anthropic"
+    return [
+        f"Not over yet: {', '.join(labels)}. Batches that were sent go on {where}, and nothing is lost: the next command that needs the stack",
+        f"goes on with them. How they stand: {command('status', place.root)}",
+    ]
+
+
 def _announce(place: Place) -> None:
     if place.simulated:
         _say(f"{SIMULATED}.")
@@ -167,14 +184,27 @@ def _become(module: str, arguments: Sequence[str]) -> NoReturn:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Turn SIGTERM, and a SIGINT that a background shell had ignored, into KeyboardInterrupt: once, so that what ends is left in peace."""
+    """Turn SIGTERM, a closed terminal, and a SIGINT that a background shell had ignored, into KeyboardInterrupt, once.
+
+    What ends is then left in peace, but for a second Ctrl-C: it ends this process at once, and with it all that it started.
+    """
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+    came_s: float | None = None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        nonlocal came_s
+        if number == signal.SIGHUP:
+            let_go_of(terminals)
+        if came_s is None:
+            came_s = time.monotonic()
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and time.monotonic() - came_s >= SAME_PRESS_S:
+            for group in _child_groups:
+                _signal_group(group, signal.SIGKILL)
+            os._exit(INTERRUPTED)
 
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in NUMBERS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    former = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -188,11 +218,12 @@ def _child(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[subpr
     from claude_batch_dagster.embedded.processes import die_with_parent
 
     def prepare() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in NUMBERS:
             signal.signal(number, signal.SIG_DFL)
         die_with_parent()
 
     process = subprocess.Popen(command, env=dict(environ), start_new_session=True, preexec_fn=prepare)
+    _child_groups.append(process.pid)
     try:
         yield process
     finally:
@@ -206,6 +237,7 @@ def _child(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[subpr
                 process.poll()
                 time.sleep(0.1)
         process.wait()
+        _child_groups.remove(process.pid)
 
 
 def _signal_group(group: int, number: int) -> bool:
@@ -226,6 +258,19 @@ def _announce_when_open(process: subprocess.Popen[bytes], port: int, line: str) 
         time.sleep(0.3)
 
 
+def _check_port(port: int) -> int:
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"The Dagster UI cannot listen on port {port} of 127.0.0.1: {getattr(error, 'strerror', None) or error}. Nothing was started. "
+                "Choose another (--port N), or leave --port out for a free one."
+            ) from error
+    return port
+
+
 def _free_port(wanted: int) -> int:
     for port in (wanted, 0):
         with socket.socket() as bound:
@@ -235,4 +280,6 @@ def _free_port(wanted: int) -> int:
             except OSError:
                 continue
             return int(bound.getsockname()[1])
-    raise UsageError("No free port on 127.0.0.1.")
+    raise UsageError(
+        f"No port of 127.0.0.1 is free, {wanted} included. Nothing was started. End another program, or name a port: --port N."
+    )

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from claude_batch_dagster.cli.canceling import cancel_showing, describe_canceled
+from claude_batch_dagster.cli.interruption import Signals
 from claude_batch_dagster.cli.options import GroupedCommand, root_option, simulate_option
 from claude_batch_dagster.cli.reach import Place, Reach, find_place
 from claude_batch_dagster.cli.report import Known
 from claude_batch_dagster.cli.runs import Records, RunView, describe_run, run_rows
-from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, command, count, usd
+from claude_batch_dagster.cli.wording import SIMULATED, command, count
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.storage.store import absolute_uri
 from claude_batch_dagster.verbs.endpoint import SIMULATED_FOLDER, SIMULATOR, default_root, is_simulated, root_for
@@ -70,7 +72,6 @@ def cancel(known: Known, /, run: str, root: str | None, simulate: bool) -> int:
     """
     from claude_batch_dagster.storage.plans import read_done
     from claude_batch_dagster.storage.store import Store
-    from claude_batch_dagster.verbs.run import cancel_run
 
     found = find_run(root, run, simulate=simulate)
     label = found.entry.label
@@ -78,23 +79,17 @@ def cancel(known: Known, /, run: str, root: str | None, simulate: bool) -> int:
         click.echo(f"Batch run {label} had ended before ({over.outcome}): there is nothing to cancel.")
         return 0
     reach = Reach(place_of(found), lambda line: click.echo(line, err=True))
-    with reach as connection:
-        click.echo(f"Canceling batch run {label} and collecting what it answered; this can take some minutes.", err=True)
+    where = command("status", found.root, label)
+    with Signals(lambda: (f"\nLeft at once. What becomes of it: {where}\n", "")), reach as connection:
         try:
-            done = cancel_run(found.root, found.entry.run_id, connection)
+            done = cancel_showing(Store(found.root), found.entry, connection)
         except KeyboardInterrupt:
             if reach.stack is not None:
                 reach.stack.stay()
             known.interruption_told = True
-            click.echo(f"Interrupted. The cancellation of {label} goes on: {command('status', found.root, label)}", err=True)
+            click.echo(f"\nInterrupted. What was begun goes on in the background: {where}. The same command again makes sure.", err=True)
             raise
-    if done is None:
-        click.echo(f"Batch run {label} is still being canceled: {command('status', found.root, label)}")
-        return 1
-    answered = ", ".join(f"{number:,} {outcome}" for outcome, number in done.rows.items() if number) or "none"
-    cost = usd(None if done.cost_nano_usd is None else done.cost_nano_usd / NANO)
-    how = "is canceled" if done.outcome == "canceled" else f"is settled ({done.outcome})"
-    click.echo(f"Batch run {label} {how}: {batches(done.batches)}, requests: {answered}, cost {cost}.")
+    click.echo(describe_canceled(found.entry, done))
     return 0
 
 

@@ -1,17 +1,25 @@
-"""What `plan` shows: rows, requests, cost, and one rendered example."""
+"""What `plan` shows: rows, requests and why they are asked, cost, and one rendered example."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from claude_batch_dagster.cli.reach import Place
 from claude_batch_dagster.cli.report import STATUSES, Known
-from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, nano_usd
+from claude_batch_dagster.cli.request_view import request_lines
+from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, count, nano_usd
 
 if TYPE_CHECKING:
     from claude_batch_dagster.verbs.job import Job
     from claude_batch_dagster.verbs.plan import Plan
 
-EXAMPLE_CHARACTERS = 600
+REASON_WORDS = {
+    "new": "new",
+    "changed": "changed",
+    "prompt_changed": "because the task changed",
+    "failed_before": "failed before",
+    "asked_again": "asked again on purpose",
+}
 
 
 def preview_lines(place: Place, job: "Job", found: "Plan") -> list[str]:
@@ -30,29 +38,45 @@ def preview_lines(place: Place, job: "Job", found: "Plan") -> list[str]:
         f"Output    {target.output}",
         f"Task      {target.task.name} by {target.task.model}, task key {target.task.task_key}",
         f"Rows      {total.rows:,}" + (f" ({', '.join(dropped)})" if dropped else ""),
-        f"Requests  {total.asked:,} to ask in {batches(found.batches)}, {total.already_answered:,} already answered, {total.in_flight:,} in flight",
-        f"Cost      expected {nano_usd(found.expected_nano_usd)}, at most {nano_usd(found.worst_nano_usd)}",
     ]
+    if found.limit is not None:
+        lines.append(f"          {explain_limit(found.limit, count_source_rows(job))}")
+    lines.append(
+        f"Requests  {total.asked:,} to ask in {batches(found.batches)}, {total.already_answered:,} already answered, {total.in_flight:,} in flight"
+    )
+    lines += [f"{'Why' if place_in_list == 0 else '':<10}{line}" for place_in_list, line in enumerate(why_lines(found))]
+    lines.append(f"Cost      expected {nano_usd(found.expected_nano_usd)}, at most {nano_usd(found.worst_nano_usd)}")
     lines += [f"          {sentence}" for sentence in assumptions(found)]
     lines += [f"Left out  {partition}: {reason}" for partition, reason in found.bad_partitions.items()]
     lines += [f"Warning   {warning}" for warning in found.warnings]
     if found.example is not None:
-        lines += ["Example   the first request, without its schema:", *(f"  {line}" for line in example_lines(found.example))]
+        lines += ["Example   the first request:", *(f"          {line}".rstrip() for line in request_lines(json.loads(found.example)))]
     return [*lines, "Nothing was written or sent."]
 
 
-def example_lines(example: str) -> list[str]:
-    """Return what Claude would read of a request: the messages and the system prompt, each cut to a few lines."""
-    params = json.loads(example)
-    texts = [(message["role"], message["content"]) for message in params["messages"]]
-    if "system" in params:
-        texts.append(("system", params["system"]))
-    lines = []
-    for role, content in texts:
-        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-        cut = text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS].rstrip()} ... ({len(text):,} characters)"
-        lines += [f"{role}:", *(f"  {line}" for line in cut.splitlines())]
-    return lines
+def why_lines(found: "Plan") -> list[str]:
+    """Return why the requests are asked, and which parts of a task changed."""
+    reasons = [f"{found.reasons[reason]:,} {words}" for reason, words in REASON_WORDS.items() if found.reasons.get(reason)]
+    return [
+        *([", ".join(reasons)] if reasons else []),
+        *(f"what changed in {name}: {', '.join(parts)}" for name, parts in found.changed_parts.items()),
+    ]
+
+
+def explain_limit(limit: int, source_rows: int) -> str:
+    """Return what a limit does to this output."""
+    return (
+        f"only the first {count(limit, 'row')} of {source_rows:,} (--limit {limit}); the output says so. Without --limit the same command "
+        "asks the rest, and pays for nothing twice."
+    )
+
+
+def count_source_rows(job: "Job") -> int:
+    """Return the rows that the source has without a limit, from the files' footers."""
+    from claude_batch_dagster.storage.source import Source
+
+    source = Source(job.source)
+    return sum(source.row_count(file) for file in source.files)
 
 
 def preview_object(known: Known, found: "Plan") -> dict[str, object]:
@@ -63,6 +87,9 @@ def preview_object(known: Known, found: "Plan") -> dict[str, object]:
         "output": known.output,
         "rows": {"total": total.rows, **dict.fromkeys(STATUSES, 0), "skipped": total.skipped, "errored": total.too_large},
         "requests": {"asked": total.asked, "already_answered": total.already_answered, "in_flight": total.in_flight},
+        "reasons": reason_counts(found.reasons),
+        "changed_parts": {name: list(parts) for name, parts in found.changed_parts.items()},
+        "limit": found.limit,
         "batches": found.batches,
         "tokens": planned_tokens(found),
         "cost_usd": {"expected": _usd(found.expected_nano_usd), "worst": _usd(found.worst_nano_usd)},
@@ -71,6 +98,11 @@ def preview_object(known: Known, found: "Plan") -> dict[str, object]:
         "exit_code": 0,
         "error": None,
     }
+
+
+def reason_counts(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Return every reason with its count, 0 where it did not occur."""
+    return {reason: reasons.get(reason, 0) for reason in REASON_WORDS}
 
 
 def assumptions(found: "Plan") -> list[str]:

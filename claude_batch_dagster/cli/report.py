@@ -20,6 +20,7 @@ class Known:
     """What the command knows by now, for the JSON object should it fail.
 
     Attributes:
+        entry: The command's own run, the last one.
         interruption_told: Whether a person was told what becomes of the work after Ctrl-C.
     """
 
@@ -28,12 +29,14 @@ class Known:
     run: str | None = None
     run_id: str | None = None
     workflow_id: str | None = None
+    entry: "LogEntry | None" = None
     interruption_told: bool = False
 
     def name_run(self, entry: "LogEntry") -> None:
         """Remember the command's own run."""
         from claude_batch_dagster.core.contract import workflow_id
 
+        self.entry = entry
         self.run, self.run_id, self.workflow_id = entry.label, entry.run_id, workflow_id(entry.run_id)
 
 
@@ -86,8 +89,12 @@ def partition_failure(result: "JobResult") -> str | None:
     return f"{count(len(result.failed_partitions), 'partition')} of the source could not be read and were not written: {reasons}"
 
 
-def summarize_result(known: Known, result: "JobResult", *, simulated: bool) -> list[str]:
-    """Return the lines that people read at the end of a run."""
+def summarize_result(known: Known, result: "JobResult", *, simulated: bool, limit_note: str | None = None) -> list[str]:
+    """Return the lines that people read at the end of a run.
+
+    Args:
+        limit_note: What a limit did to this output, None where it left no row out.
+    """
     rows, requests = result.rows, result.requests
     if result.detached and result.run is None:
         return [
@@ -109,6 +116,7 @@ def summarize_result(known: Known, result: "JobResult", *, simulated: bool) -> l
         f"  Requests  {asked}",
         f"  Cost      {usd(result.cost_usd)} ({tokens})",
     ]
+    lines += [f"  Limit     {limit_note}"] if limit_note else []
     written = [published.written.uri for published in result.outputs]
     if len(written) > 1:
         lines.append(f"  Output    {known.output} ({count(len(written), 'partition')})")
@@ -117,7 +125,8 @@ def summarize_result(known: Known, result: "JobResult", *, simulated: bool) -> l
         what = ", ".join(f"{number:,} {status}" for status, number in failed.items())
         lines.append(
             f"{count(sum(failed.values()), 'row')} without a usable answer ({what}): the column `error` says why. "
-            "The same command again asks those that another try may help."
+            "The same command again asks those that another try may help; with --retry-failed also those that failed for good. "
+            f"One of them in detail: {command('show', known.root or '', known.output or '')} KEY"
         )
     if failure := partition_failure(result):
         lines.append(failure)

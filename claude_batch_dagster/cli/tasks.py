@@ -1,5 +1,6 @@
-"""`--task`: a preset by its name, or a ClaudeTask in a Python file."""
+"""`--task`: a preset by its name, a task in a YAML file, or a ClaudeTask in a Python file."""
 
+import difflib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -40,10 +41,16 @@ def build_task(arguments: TaskArguments) -> "ClaudeTask":
     """
     if arguments.task in PRESET_NAMES:
         return _build_preset(arguments)
+    said_in_file = ("column", "model", "labels", "max_words")
+    if arguments.task.endswith((".yaml", ".yml")):
+        from claude_batch_dagster.cli.task_file import load_task_file
+
+        _refuse(arguments, said_in_file, "the file says so itself")
+        return load_task_file(Path(arguments.task), default_model=DEFAULT_MODEL, preset_names=PRESET_NAMES)
     file, colon, name = arguments.task.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise click.UsageError(f"--task {arguments.task!r} is neither summarize, moderate nor FILE.py:NAME.")
-    _refuse(arguments, ("column", "model", "labels", "max_words"), f"{arguments.task} says so itself")
+        raise click.UsageError(_explain_unknown(arguments.task))
+    _refuse(arguments, said_in_file, "the file says so itself")
     return load_task(Path(file), name)
 
 
@@ -79,6 +86,14 @@ def load_task(file: Path, name: str) -> "ClaudeTask":
     return found
 
 
+def _explain_unknown(task: str) -> str:
+    text = f"--task {task!r} is neither summarize, moderate, FILE.yaml nor FILE.py:NAME. Nothing was sent."
+    if task.endswith(".py"):
+        return f"{text} Name the variable too: --task {task}:NAME."
+    near = difflib.get_close_matches(task.lower(), PRESET_NAMES, n=1)
+    return f"{text} Did you mean {near[0]}?" if near else text
+
+
 def parse_labels(text: str) -> Sequence[str]:
     """Return the labels of a comma-separated list."""
     return tuple(label for label in (part.strip() for part in text.split(",")) if label)
@@ -96,7 +111,12 @@ def _build_preset(arguments: TaskArguments) -> "ClaudeTask":
     _refuse(arguments, ("max_words",), "only --task summarize has a length")
     if arguments.labels is None:
         raise click.UsageError("--task moderate needs --labels, for instance --labels ok,spam,hate.")
-    return Moderate(name=name, column=arguments.column, model=model, labels=parse_labels(arguments.labels))
+    labels = parse_labels(arguments.labels)
+    if len(labels) < 2:
+        raise click.UsageError(
+            f"--labels {arguments.labels!r} names {len(labels)}; at least two are needed, for instance --labels ok,spam,hate."
+        )
+    return Moderate(name=name, column=arguments.column, model=model, labels=labels)
 
 
 def _refuse(arguments: TaskArguments, names: tuple[str, ...], why: str) -> None:

@@ -3,13 +3,14 @@
 starting ─▶ ready ─▶ ending        failed may follow starting
 """
 
+import asyncio
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,8 @@ WORKER_GRACE_S = 10.0
 SERVER_GRACE_S = 5.0
 OPEN_RUNS_EVERY_S = 2.0
 OPEN_RUNS_EVERY_REMOTE_S = 30.0
+ASK_TEMPORAL_TIMEOUT_S = 3.0
+RPC_TIMEOUT = timedelta(seconds=3)
 SIMULATED_BATCH_S = 3.0
 SIMULATED_POLL_S = 1
 
@@ -184,6 +187,7 @@ class Supervisor:
         return True
 
     def _has_open_runs(self) -> bool:
+        """Tell whether a run of the root goes on here; one without a workflow would keep the stack for ever, and nobody works on it."""
         every_s = OPEN_RUNS_EVERY_REMOTE_S if "://" in self._root else OPEN_RUNS_EVERY_S
         if time.monotonic() - self._open_runs_checked_s < every_s:
             return True
@@ -192,12 +196,32 @@ class Supervisor:
         from claude_batch_dagster.storage.store import Store
 
         try:
-            is_open = bool(read_log(Store(self._root)).open)
+            entries = read_log(Store(self._root)).open
+            is_open = bool(entries) and asyncio.run(self._is_any_running([entry.run_id for entry in entries]))
         except ClaudeBatchError as error:
             self._say(f"cannot tell whether a run is open: {error}")
             is_open = True
         self._open_runs_checked_s = time.monotonic()
         return is_open
+
+    async def _is_any_running(self, run_ids: Sequence[str]) -> bool:
+        from temporalio.client import WorkflowExecutionStatus
+        from temporalio.service import RPCError, RPCStatusCode
+
+        from claude_batch_dagster.core.contract import workflow_id
+        from claude_batch_dagster.verbs.connection import Connection, connect
+
+        client = await connect(Connection(address=f"127.0.0.1:{self._ports.temporal}"), ASK_TEMPORAL_TIMEOUT_S)
+        for run_id in run_ids:
+            try:
+                found = await client.get_workflow_handle(workflow_id(run_id)).describe(rpc_timeout=RPC_TIMEOUT)
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    return True
+                continue
+            if found.status is WorkflowExecutionStatus.RUNNING:
+                return True
+        return False
 
     def _end_strays(self, previous: StackRecord | None) -> None:
         for name, process in (previous.children if previous else {}).items():

@@ -159,6 +159,7 @@ class _Publisher:
                     "run": self.run,
                     "endpoint": self.job.endpoint,
                     "source": source.uri,
+                    "key": list(self.job.source.key_columns),
                     "limit": self.limit,
                 },
             )

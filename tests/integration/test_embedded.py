@@ -13,6 +13,8 @@ import pytest
 from claude_batch_dagster.core.errors import TemporalUnavailableError
 from claude_batch_dagster.embedded import attach, find_stack, stack_folder, stop_stack
 from claude_batch_dagster.embedded.folder import Folder, StackRecord
+from claude_batch_dagster.storage.store import Store
+from tests.stack import stage_plan
 
 CLIENT = """
 import sys
@@ -112,6 +114,13 @@ def test_stack_that_may_stay_ends_at_once_where_no_run_is_open(root):
     with attach(root, simulate=True, detach=True):
         record = read_record(root)
     wait_until(lambda: nothing_runs(record), 15.0)
+
+
+def test_stack_that_may_stay_does_not_wait_for_a_run_without_a_workflow(root):
+    stage_plan(Store(root), ["a text"])
+    with attach(root, simulate=True, detach=True):
+        record = read_record(root)
+    wait_until(lambda: nothing_runs(record), 20.0)
 
 
 def test_database_that_the_server_cannot_read_is_set_aside(root):

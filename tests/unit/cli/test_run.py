@@ -14,6 +14,7 @@ from claude_batch_dagster.cli.reach import Place
 
 ARGUMENTS = {
     **{"task": "summarize", "column": "text", "model": None, "labels": None, "max_words": None, "keys": ("id",), "columns": "key"},
+    **{"limit": None, "ask_again": (), "retry_failed": False, "no_preflight": False},
     **{"partition_column": None, "max_cost_usd": None, "max_requests_per_batch": 100, "max_in_flight_batches": 2, "replace": False},
 }
 
@@ -34,12 +35,19 @@ def folder(tmp_path: Path) -> Path:
 
 def ask(monkeypatch, job, *, is_terminal: bool):
     for stream in ("stdin", "stderr"):
-        monkeypatch.setattr(run.sys, stream, SimpleNamespace(isatty=lambda: is_terminal))
+        monkeypatch.setattr(run.sys, stream, SimpleNamespace(isatty=lambda: is_terminal, write=str, flush=str))
     return run.confirm_above(PlainProgress(io.StringIO()), job)
 
 
 def planned(worst_nano_usd: int | None):
-    return SimpleNamespace(worst_nano_usd=worst_nano_usd, expected_nano_usd=1, total=SimpleNamespace(asked=5))
+    return SimpleNamespace(
+        worst_nano_usd=worst_nano_usd,
+        expected_nano_usd=1,
+        total=SimpleNamespace(asked=5, rows=7),
+        batches=1,
+        reasons={"new": 2, "prompt_changed": 3},
+        changed_parts={"summaries": ("model: a -> b", "prompt")},
+    )
 
 
 def test_partition_column_is_found_where_there_is_one_hive_column(folder):
@@ -62,10 +70,35 @@ def test_person_at_a_terminal_is_asked_above_ten_dollars_and_where_the_price_is_
     confirm = ask(monkeypatch, build(folder), is_terminal=True)
     assert confirm is not None
     questions = []
-    monkeypatch.setattr(run.click, "confirm", lambda text, **_: questions.append(text) or len(questions) == 1)
+    monkeypatch.setattr(run, "ask_line", lambda text: questions.append(text) or ("y" if len(questions) == 1 else ""))
     assert confirm(planned(10_000_000_000))
     assert questions == []
     assert confirm(planned(10_000_000_001))
-    assert "5 requests to claude-haiku-5-5" in questions[0]
-    with pytest.raises(run.NotConfirmedError, match="Nothing was written"):
+    assert questions == ["Send them? [y/N] "]
+    with pytest.raises(run.NotConfirmedError, match=r"5 requests were not sent\. Nothing was written\..*--limit 20"):
         confirm(planned(None))
+
+
+def test_question_says_rows_cost_and_why_so_many(folder):
+    text = "\n".join(run.question_lines(build(folder), planned(10_000_000_001)))
+    for part in (
+        "5 requests of 7 rows to claude-haiku-5-5 in 1 batch",
+        "2 new, 3 because the task changed",
+        "what changed in summaries: model: a -> b, prompt",
+        "at most $10.00",
+    ):
+        assert part in text
+
+
+def test_flags_of_which_rows_are_the_jobs(folder):
+    job = build(folder, limit=5, ask_again=("1,a", "2"), retry_failed=True, no_preflight=True)
+    assert (job.limit, job.ask_again, job.retry_failed, job.preflight) == (5, ("1,a", "2"), True, False)
+
+
+def test_output_that_cannot_be_written_is_refused_before_anything_is_asked_and_leaves_no_folder(tmp_path):
+    run.check_writable(str(tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(run.OutputError, match=r"cannot be written: Not a directory\. Nothing was sent"):
+        run.check_writable(str(tmp_path / "file" / "out"))
+    run.check_writable("s3://bucket/out")

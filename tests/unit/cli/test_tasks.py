@@ -43,8 +43,11 @@ def test_presets_have_fixed_names_and_the_default_model():
         ("summarize", {"column": "text", "labels": "a,b"}, "--labels cannot be used"),
         ("moderate", {"column": "text", "labels": "a,b", "max_words": 9}, "--max-words cannot be used"),
         ("tasks.py:topics", {"model": "m"}, "--model cannot be used"),
-        ("translate", {}, "neither summarize, moderate nor FILE.py:NAME"),
-        ("tasks.py", {}, "neither summarize, moderate nor FILE.py:NAME"),
+        ("translate", {}, "neither summarize, moderate, FILE.yaml nor FILE.py:NAME"),
+        ("sumarize", {}, r"Did you mean summarize\?"),
+        ("tasks.py", {}, "--task tasks.py:NAME"),
+        ("moderate", {"column": "text", "labels": "ok,"}, "names 1; at least two are needed"),
+        ("task.yaml", {"column": "text"}, "--column cannot be used"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(task, given, message):
