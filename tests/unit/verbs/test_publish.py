@@ -363,6 +363,7 @@ def test_the_folder_is_claimed_and_the_file_says_where_it_comes_from(lake: Any) 
         "endpoint": "simulator",
         "source": f"{lake.folder}/source/reviews.parquet",
         "limit": None,
+        "key": ["id"],
         "rows": dict.fromkeys(STATUSES, 0) | {"succeeded": 1},
     }
     assert lake.plan(lake.job()).total.already_answered == 1
