@@ -162,7 +162,7 @@ class ProgressLog:
         worst, expected = plan.worst_nano_usd, plan.expected_nano_usd
         cost = "at an unknown cost"
         if worst is not None and expected is not None:
-            cost = f"about ${expected / 1e9:,.4f}, at most ${worst / 1e9:,.4f}"
+            cost = f"about {_usd(expected / 1e9)}, at most {_usd(worst / 1e9)}"
         self._line(f"To ask: {explain_reasons(plan)}; {cost}.")
         return True
 
@@ -186,7 +186,8 @@ def _phase_line(progress: "JobProgress", limit: int | None) -> str:
             return f"Planning: reading the source and looking up what is answered already.{only}"
         case "wait":
             return (
-                f"Planned {progress.rows_planned:,} rows: {progress.requests_asked:,} requests to ask, {progress.requests_already_answered:,} answered already, "
+                f"Planned {_plural(progress.rows_planned, 'row', 'rows')}: {_plural(progress.requests_asked, 'request', 'requests')} to ask, "
+                f"{progress.requests_already_answered:,} answered already, "
                 f"{progress.requests_in_flight:,} in flight in other runs. Batches usually end within 1 h, and within 24 h at most."
             )
         case _:
@@ -199,14 +200,19 @@ def _phase_line(progress: "JobProgress", limit: int | None) -> str:
 def _wait_line(progress: "JobProgress") -> str:
     return (
         f"{progress.batches_submitted:,} of {_plural(progress.batches_total, 'batch', 'batches')} submitted, {progress.batches_in_progress:,} processing, "
-        f"{progress.batches_ended:,} ended, after {_duration(progress.elapsed_s)}; ${progress.cost_usd:,.4f} so far."
+        f"{progress.batches_ended:,} ended, after {_duration(progress.elapsed_s)}; {_usd(progress.cost_usd)} so far."
     )
 
 
 def _result_line(result: "JobResult") -> str:
     by_status = ", ".join(f"{count:,} {status}" for status, count in result.rows.items() if count and status != "total")
-    cost = "unknown cost" if result.cost_usd is None else f"${result.cost_usd:,.4f}"
+    cost = "unknown cost" if result.cost_usd is None else _usd(result.cost_usd)
     return f"Published {result.rows['total']:,} rows ({by_status}) for {cost} in {_duration(result.duration_s)}."
+
+
+def _usd(amount: float) -> str:
+    # A request costs less than a hundredth of a cent, which is not nothing.
+    return f"${amount:,.4f}" if amount >= 0.0001 or amount == 0 else f"${amount:.6f}"
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -84,7 +84,7 @@ class Examiner:
             reply = self.batches.check_key_and_list()
         except CredentialsError as error:
             yield Finding(
-                name="key", status=Health.FAIL, detail=str(error), remedy="Start the worker with an ANTHROPIC_API_KEY that works."
+                name="key", status=Health.FAIL, detail=str(error), remedy="Make a key in the Console, and restart the worker with it."
             )
             return
         except ClaudeBatchError as error:
@@ -184,7 +184,7 @@ def _examine_root(ask: DoctorInput, store: Store) -> _RootView:
     )
 
 
-def _unusable_root(detail: str, remedy: str = "Let the worker read and write the root.") -> Finding:
+def _unusable_root(detail: str, remedy: str = "The worker's user and machine need the access that this client needs.") -> Finding:
     return Finding(name="worker root", status=Health.FAIL, detail=detail, remedy=remedy)
 
 

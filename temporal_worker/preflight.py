@@ -116,4 +116,4 @@ def _advise(error: RefusedError) -> str:
         case 504:
             return "Run again, or lower effort; to send without a try: --no-preflight."
         case _:
-            return "Correct the task: its batch would have failed row by row."
+            return "Its batch would have failed row by row."

@@ -46,7 +46,9 @@ def Summarize(*, name: str, column: str, model: str, max_words: int = 40) -> Cla
         TaskError: Terminal. An argument is out of range.
     """
     if not 5 <= max_words <= 2_000:
-        raise TaskError(f"Task {name!r} has max_words={max_words}; 5 to 2,000 are possible. Nothing was sent.")
+        raise TaskError(
+            f"Task {name!r} has max_words={max_words}; 5 to 2,000 are possible. Nothing was sent. Choose a length in this range."
+        )
     thinking = least_thinking(model)
     return ClaudeTask(
         name=name,
@@ -84,7 +86,9 @@ def Moderate(*, name: str, column: str, model: str, labels: Sequence[str]) -> Cl
     """
     folded = [label.strip().casefold() for label in labels]
     if isinstance(labels, str) or len(folded) < 2 or not all(folded):
-        raise TaskError(f"Task {name!r} has the labels {labels!r}; at least two are needed, none of them blank. Nothing was sent.")
+        raise TaskError(
+            f"Task {name!r} has the labels {labels!r}; at least two are needed, none of them blank. Nothing was sent. Name them as a list, for instance ['ok', 'spam']."
+        )
     if len(set(folded)) < len(folded):
         twins = sorted({label for label in labels if folded.count(label.strip().casefold()) > 1})
         raise TaskError(

@@ -9,7 +9,6 @@ import pandas as pd
 COLORS = ("#2e9e6b", "#e0a526", "#d1553c", "#7b4fb5", "#7a8490", "#2f7fc1", "#b86b9e")
 CHART_WIDTH, CHART_HEIGHT = 640, 280
 LEFT, TOP, BOTTOM, RIGHT = 34, 14, 28, 130
-NO_BREAK_HYPHEN = "\u2011"
 
 
 def count_reviews(labels: pd.DataFrame) -> pd.DataFrame:
@@ -24,8 +23,7 @@ def report_markdown(labels: pd.DataFrame, order: Sequence[str]) -> str:
     named = labels.assign(label=labels["label"].fillna(labels["status"]))
     days = sorted(named["day"].unique())
     lines = [
-        # Dagster's UI would break the days at an ordinary hyphen.
-        f"| label | {' | '.join(day[5:].replace('-', NO_BREAK_HYPHEN) for day in days)} | reviews | human sentiment (-4 to 4) | cost |",
+        f"| label | {' | '.join(day[5:] for day in days)} | reviews | human sentiment (-4 to 4) | cost |",
         f"| --- | {' | '.join('---:' for _ in days)} | ---: | ---: | ---: |",
     ]
     for label in _ordered(named["label"], order):

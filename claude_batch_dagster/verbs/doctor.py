@@ -6,6 +6,7 @@ exception, and every wait is bounded: all of it ends within 40 s.
 
 import asyncio
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,7 @@ class _Doctor:
             remedy = "export ANTHROPIC_API_KEY=sk-ant-..., or CLAUDE_BATCH_SIMULATE=1 to try without cost."
             return _EndpointView(finding=Finding(name="endpoint", status=Health.FAIL, detail=str(error), remedy=remedy))
         except TransientError as error:
-            remedy = "Start the server there, or unset ANTHROPIC_BASE_URL."
+            remedy = "The same address has to answer the worker."
             return _EndpointView(finding=Finding(name="endpoint", status=Health.FAIL, detail=str(error), remedy=remedy))
         if name is None:
             detail = f"ANTHROPIC_BASE_URL did not answer within {ENDPOINT_TIMEOUT_S:.0f} s."
@@ -156,15 +157,21 @@ class _Doctor:
             # The client waits inside one attempt as long as it likes.
             client = await asyncio.wait_for(connect(self.connection, CONNECT_TIMEOUT_S), CONNECT_TIMEOUT_S + 2)
             info = await client.workflow_service.get_system_info(GetSystemInfoRequest(), timeout=RPC_TIMEOUT)
-        except ClaudeBatchError as error:
-            return self._unreachable(str(error))
-        except TimeoutError:
-            return self._unreachable(f"{self.connection.address} did not answer within {CONNECT_TIMEOUT_S + 2:.0f} s.")
+        except (TimeoutError, ClaudeBatchError) as error:
+            return self._unreachable(self._describe_silence(error))
         except RPCError as error:
             return self._unreachable(f"{self.connection.address} does not say what it is: {error.status.name}.")
         address = client.service_client.config.target_host
         detail = f"Temporal {info.server_version} at {address}, namespace {self.connection.namespace}."
         return _Reached(finding=Finding(name="temporal", status=Health.OK, detail=detail), client=client)
+
+    def _describe_silence(self, error: Exception) -> str:
+        if self.connection.start is not None:
+            return str(error)
+        # The client's errors nest several layers; the innermost says why.
+        reasons = re.findall(r'message: "([^"]+)"', str(error)) or [str(error.__cause__ or "no reply").partition("\n")[0][:200]]
+        place = f"{self.connection.address} (namespace {self.connection.namespace})"
+        return f"No Temporal server answers at {place} within {CONNECT_TIMEOUT_S:.0f} s: {reasons[-1]}."
 
     def _unreachable(self, detail: str) -> "_Reached":
         if self.connection.start is None:
@@ -296,5 +303,5 @@ def _look_at_root(store: Store) -> _RootView:
     )
 
 
-def _unusable_root(detail: str, remedy: str = "Make the folder readable and writable, or name another root: CLAUDE_BATCH_ROOT.") -> Finding:
+def _unusable_root(detail: str, remedy: str = "Or name another root: CLAUDE_BATCH_ROOT.") -> Finding:
     return Finding(name="root", status=Health.FAIL, detail=detail, remedy=remedy)

@@ -224,7 +224,9 @@ def _list_files(output: Store, marker: Marker) -> list[_File]:
 def _read_facts(output: Store, file: _File) -> _Facts:
     content = (pq.read_metadata(output.open(file.path)).metadata or {}).get(METADATA_KEY.encode())
     if content is None:
-        raise OutputError(f"{join_uri(output.uri, file.path)} was not written by this tool: it does not say which task wrote it. Nothing is shown. Name a folder that `run --output` wrote.")
+        raise OutputError(
+            f"{join_uri(output.uri, file.path)} was not written by this tool: it does not say which task wrote it. Nothing is shown. Name a folder that `run --output` wrote."
+        )
     return msgspec.json.decode(content, type=_FactsRecord).facts()
 
 

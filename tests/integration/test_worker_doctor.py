@@ -101,7 +101,8 @@ def test_a_wrong_key(bench: Bench, start_simulator: StartSimulator) -> None:
     assert broken(found) == {"key"}
     assert found["key"].status is Health.FAIL
     assert "HTTP 401" in found["key"].detail
-    assert "ANTHROPIC_API_KEY" in found["key"].remedy
+    assert "ANTHROPIC_API_KEY" in found["key"].detail
+    assert "restart the worker" in found["key"].remedy
     assert "workspace" not in found
 
 
@@ -208,6 +209,7 @@ def test_no_temporal_server(bench: Bench, start_simulator: StartSimulator) -> No
     found = look(bench, start_simulator(), address=f"127.0.0.1:{free_port()}")
 
     assert broken(found) == {"temporal"}
+    assert found["temporal"].detail.endswith("within 5 s: Connection refused.")
     assert "TEMPORAL_ADDRESS" in found["temporal"].remedy
     assert {"root", "endpoint"} <= found.keys()
 

@@ -102,7 +102,7 @@ def test_a_refusal_of_the_sample_is_an_answer(bench: Bench, start_simulator: Sta
         ("truncated@message", plain(), ["was cut after", "max_tokens is 200"]),
         ("invalid@message", plain(output=LABELS), ["schema_violation: / breaks the rule", "Change the schema"]),
         ("pause@message", plain(), ["stop_reason: pause_turn is no complete answer"]),
-        (None, plain(params={"stop": 1}), ["HTTP 400 invalid_request_error", "Extra inputs are not permitted", "Correct the task"]),
+        (None, plain(params={"stop": 1}), ["HTTP 400 invalid_request_error", "Extra inputs are not permitted", "row by row"]),
         (None, plain(effort="max"), ["HTTP 400 invalid_request_error", "thinking.type: 'disabled' is not supported"]),
         ("spend-limit@message", plain(), ["You have reached your specified API usage limits"]),
         ("spend-cap@message", plain(), ["HTTP 429 rate_limit_error", "Raise the limit"]),

@@ -116,6 +116,13 @@ def test_why_rows_are_asked_and_for_how_much_is_logged_before_anything_is_sent(l
     assert lines == [f"To ask: 3 new rows, 2 whose task changed (labels: model: claude-haiku-4-5 -> claude-haiku-5-5); {cost}."]
 
 
+def test_one_request_is_one_and_costs_more_than_nothing(log, lines):
+    log.explain(SimpleNamespace(reasons={"changed": 1}, changed_parts={}, expected_nano_usd=48_600, worst_nano_usd=200_000))
+    log(JobProgress(phase="wait", rows_planned=1, requests_asked=1, batches_total=1))
+    assert lines[0].endswith("; about $0.000049, at most $0.0002.")
+    assert lines[1].startswith("Planned 1 row: 1 request to ask, 0 answered already, ")
+
+
 def test_a_limit_is_said_first(lines):
     limited = ProgressLog(write=lines.append, warn=lines.append, connection=Connection(address="x"), limit=1_000)
     limited(JobProgress(phase="plan"))

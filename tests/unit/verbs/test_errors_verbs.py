@@ -1,0 +1,74 @@
+"""Errors of the verbs that only a broken run can cause, each provoked once."""
+
+from typing import Any
+
+import pytest
+
+from claude_batch_dagster.core.errors import OutputError, RootError, RunError, UsageError
+from claude_batch_dagster.core.records import DoneRecord
+from claude_batch_dagster.verbs import publish, run
+from claude_batch_dagster.verbs.connection import Connection
+from claude_batch_dagster.verbs.execute import Watched, check_concluded
+from claude_batch_dagster.verbs.show import show_row
+from tests.unit.verbs.conftest import NOON, Lake
+
+NOWHERE = Connection(address="127.0.0.1:9")
+
+
+def done(lake: Lake, run_id: str, rows: dict[str, int], outcome: str = "finished", error: str | None = None) -> DoneRecord:
+    return DoneRecord(
+        run_id=run_id, finished_at=NOON.isoformat(), outcome=outcome, rows=rows, batches=1, usage=(), cost_nano_usd=0, error=error
+    )
+
+
+def test_a_run_that_lost_requests_is_not_published(lake: Lake) -> None:
+    lake.texts("a", "b")
+    entry = lake.admit(lake.job())[1].own
+    assert entry is not None
+    with pytest.raises(
+        RootError, match=r"r1 concluded 1 of its 2 requests\. Nothing was written\. Please report this with the root's log/"
+    ):
+        check_concluded(entry, done(lake, entry.run_id, {"succeeded": 1}))
+
+
+def test_a_failed_run_says_why(lake: Lake) -> None:
+    lake.texts("a")
+    entry = lake.admit(lake.job())[1].own
+    assert entry is not None
+    runner = run._Runner(lake.job(), NOWHERE, None, None, None)
+    runner.own.append((entry, None))
+    ended = Watched(entry=entry, done=done(lake, entry.run_id, {"pending": 1}, "failed", "the key is refused. Check it."))
+    with pytest.raises(RunError, match=r"Batch run r1 failed: the key is refused\. Check it\."):
+        runner._conclude(entry, ended)
+
+
+def test_a_plan_that_nobody_confirms_is_not_sent(lake: Lake) -> None:
+    lake.texts("a", "b")
+    with pytest.raises(
+        UsageError, match=r"Not confirmed: 2 requests were not sent\. Nothing was written\. To send them without a question"
+    ):
+        run.run_job(lake.job(), NOWHERE, confirm=lambda _: False)
+    assert lake.store.list("log") == []
+
+
+def test_an_output_whose_rows_do_not_add_up_is_not_trusted(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.texts("a", "b")
+    job = lake.job()
+    lake.finish(job)
+    append = publish._Publisher._append
+
+    def count_one_more(*arguments: Any) -> int:
+        return append(*arguments) + 1
+
+    monkeypatch.setattr(publish._Publisher, "_append", count_one_more)
+    with pytest.raises(OutputError, match=r"has 2 rows and its source 3\. Do not use it, and please report this\."):
+        lake.publish(job)
+
+
+def test_a_key_column_that_is_not_carried_cannot_be_shown_by(lake: Lake) -> None:
+    lake.texts("a")
+    job = lake.job()
+    lake.finish(job)
+    lake.publish(job)
+    with pytest.raises(UsageError, match=r"has no column 'name'; it has id, summary, .*\. Name one that it carries\."):
+        show_row(job.targets[0].output, "0", lake.store.uri, key_columns=("name",))
