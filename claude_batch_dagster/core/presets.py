@@ -40,7 +40,7 @@ def Summarize(*, name: str, column: str, model: str, max_words: int = 40) -> Cla
         name: The asset key's last part.
         column: The text column.
         model: A Claude model's id.
-        max_words: At most so many words; 5 to 2,000.
+        max_words: What the summary is asked to keep to, in words; 5 to 2,000.
 
     Raises:
         TaskError: Terminal. An argument is out of range.

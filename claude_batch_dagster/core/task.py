@@ -41,11 +41,11 @@ class ClaudeTask:
     Attributes:
         name: The asset key's last part, and the name in every `custom_id`. Renaming asks nothing again.
         model: A Claude model's id. There is no default: it decides what a run costs.
-        prompt: The user message; `{column}` is a slot, `{{` and `}}` are literal braces.
+        prompt: The user message, with at least one slot `{column}`; `{{` is one literal brace, and so is every `}}`.
         system: The system prompt.
         output: A Pydantic model or a JSON Schema of an object: its properties become the columns. None for plain text in `answer`.
-        max_tokens: Upper bound of the answer, thinking included.
-        effort: low | medium | high | ..., as the model takes it; None leaves it to the model.
+        max_tokens: Upper bound of the answer in tokens, thinking included; at least 1. An answer that needs more ends `truncated`.
+        effort: low | medium | high | ..., as the model takes it (asked before a run sends anything); None leaves it to the model.
         thinking: The Messages parameter; None leaves it to the model.
         params: Further raw Messages parameters (`tools`, `metadata`, ...). All are part of the request's identity.
         kind: Set by presets.

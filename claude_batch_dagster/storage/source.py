@@ -26,11 +26,11 @@ SHOWN_DUPLICATES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParquetDataset:
-    """Where the rows are, and what tells them apart.
+    """Where the rows are, and what tells them apart. Nothing is read until a job is planned.
 
     Attributes:
         path: A local path or a URL (s3://, gs://, az://), of a file or of a folder.
-        key: The column or columns that identify a row within its partition.
+        key: The column or columns that identify a row within its partition: no nulls, each value once.
         asset: The asset that writes it: a key, spec or definition, for lineage in Dagster.
         partition_column: The hive column (`day=2026-11-01/`) whose values are the partitions; None for one output.
     """

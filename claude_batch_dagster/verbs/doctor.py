@@ -98,11 +98,10 @@ class _Doctor:
         endpoint, root, reached = await asyncio.gather(
             asyncio.to_thread(self._examine_endpoint), asyncio.to_thread(self._examine_root), self._reach_temporal()
         )
-        findings = [here, endpoint.finding, root.finding]
-        findings += self._compare_pins(root.record, endpoint.name)
-        findings += await asyncio.to_thread(examine_space, "disk", self.store.folder)
-        findings.append(reached.finding)
+        findings = [here, endpoint.finding, root.finding, *self._compare_pins(root.record, endpoint.name)]
         try:
+            findings += await asyncio.to_thread(examine_space, "disk", self.store.folder)
+            findings.append(reached.finding)
             if reached.client is not None:
                 findings += await self._examine_worker(reached.client, versions, endpoint.name, root.token)
         finally:

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import uuid_utils
 
-from claude_batch_dagster.core.errors import OutputError, RootError, SourceError, TaskError, UsageError
+from claude_batch_dagster.core.errors import OutputError, SourceError, TaskError, UsageError
 from claude_batch_dagster.core.records import KeysRef, LogEntry, PreflightRef, ShardRef
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import REASONS, Keys, Mask, pack_keys
 from claude_batch_dagster.storage.output import carried_columns, check_output, is_whole_output, output_path, output_schema
-from claude_batch_dagster.storage.plans import LogSnapshot, pin_root, read_log, read_root
+from claude_batch_dagster.storage.plans import LogSnapshot, read_log
 from claude_batch_dagster.storage.source import Source, SourceFile
 from claude_batch_dagster.storage.store import Store, join_uri
 from claude_batch_dagster.verbs.estimate import Estimator, TaskEstimate
 from claude_batch_dagster.verbs.job import Job, Target
+from claude_batch_dagster.verbs.pin import pin_job_root
 from claude_batch_dagster.verbs.preflight import stage_preflight
 from claude_batch_dagster.verbs.reasons import ReasonCounter
 from claude_batch_dagster.verbs.render import KeyKeeper, RenderedPiece, read_kept_keys, read_or_render_keys, render_rows
@@ -414,26 +415,6 @@ class _TargetPlan:
             self.example = self.example or request.params.decode()
             places.append(stage.add(self.task.name, request, self.estimator.add(len(request.params))))
         stage.own(self.task.task_key, piece.keys[rows], places)
-
-
-def pin_job_root(store: Store, job: Job, *, write: bool) -> None:
-    """Pin the root for this job's endpoint and namespace, or refuse it.
-
-    Raises:
-        RootError: Terminal. The root is pinned to others.
-    """
-    found = pin_root(store, job.root_record(str(uuid_utils.uuid7()))) if write else read_root(store)
-    if found is None:
-        return
-    for what, pinned, asked in (
-        ("endpoint", found.endpoint, job.endpoint),
-        ("Temporal namespace", found.temporal_namespace, job.temporal_namespace),
-    ):
-        if pinned != asked:
-            raise RootError(
-                f"The root {store.uri} belongs to the {what} {pinned!r}, and this run is for {asked!r}. Nothing was sent. "
-                f"Use another root (--root, CLAUDE_BATCH_ROOT), or the {what} that it belongs to."
-            )
 
 
 def source_fingerprint(source: Source, files: Iterable[SourceFile]) -> str:
