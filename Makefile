@@ -9,10 +9,10 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 # `make -j test` keeps the order in which the suites are named.
 .NOTPARALLEL:
-.PHONY: help setup test lint types imports unit integration fault e2e format demo dev clean
+.PHONY: help setup test lint types imports unit integration fault docs docs-reference e2e format demo dev clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install into .venv what is missing (the other targets do it themselves)
 
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[local,dev]'
 	@touch $@
 
-test: lint types imports unit integration fault e2e ## everything, exactly what CI runs: lint, types, imports, then the four suites
+test: lint types imports unit integration fault docs e2e ## everything, exactly what CI runs: lint, types, imports, then the five suites
 
 lint: $(STAMP) ## ruff: rules and format
 	@echo "== lint"
@@ -54,8 +54,14 @@ integration: $(STAMP) ## a real Temporal server, the simulator over HTTP, Dagste
 fault: $(STAMP) ## one file per failure: kills, lost replies, full disks
 	$(call suite,-n $(WORKERS))
 
-e2e: $(STAMP) ## the product as a person meets it
-	$(call suite)
+docs: $(STAMP) ## every command and code block of README and docs, and whether the generated pages are current
+	$(call suite,-n $(WORKERS))
+
+docs-reference: $(STAMP) ## write docs/reference.md, docs/api.md and docs/errors.md from the code
+	@$(BIN)/python docs/generate.py
+
+e2e: $(STAMP) ## Dagster's and Temporal's UIs in a headless Chromium or Chrome
+	$(call suite,-rs)
 
 format: $(STAMP) ## let ruff sort imports, fix and format
 	@$(BIN)/ruff check --fix-only --quiet .

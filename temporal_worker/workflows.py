@@ -274,12 +274,15 @@ class BatchRunWorkflow:
 
     async def _finish(self, outcome: str) -> RunReport:
         self._note = "finishing the run"
-        return await workflow.execute_activity_method(
+        report = await workflow.execute_activity_method(
             BatchActivities.finish_run,
             FinishInput(root=self._run.root, number=self._run.number, run_id=self._run.run_id, outcome=outcome, error=self._failure),
             summary=f"finish batch run r{self._run.number} as {outcome}",
             **activity_options("finish_run"),
         )
+        self._note = f"the run is {outcome}"
+        self._show_details()
+        return report
 
     async def _settle_canceled(self) -> None:
         """Cancel what lives at the vendor, collect what it answered, close the rest, finish."""
@@ -314,7 +317,7 @@ class BatchRunWorkflow:
             await workflow.execute_activity_method(
                 BatchActivities.cancel_batches,
                 CancelInput(root=self._run.root, batch_ids=ids),
-                summary=f"cancel {len(ids)} batches at the vendor",
+                summary=f"cancel {count_batches(len(ids))} at the vendor",
                 **activity_options("cancel_batches"),
             )
         except ActivityError as error:
@@ -379,9 +382,13 @@ class BatchRunWorkflow:
         elif self._parked and not self._tasks:
             self._note = "waiting for a person"
         else:
-            self._note = f"round {self._round}: {len(self._live)} batches in progress, usually under 1 h, at most 24 h"
+            self._note = f"{count_batches(len(self._live))} in progress, usually under 1 h, at most 24 h"
+        self._show_details()
+
+    def _show_details(self) -> None:
         lines = [f"**{self._collected}/{max(self._submitted, self._collected)}** batches ended · round {self._round} · {self._note}"]
-        lines += [f"- {name}: {count:,}" for name, count in sorted(self._counts.by_outcome.items())]
+        # Markdown takes a list only after an empty line.
+        lines += ["", *(f"- {name}: {count:,}" for name, count in sorted(self._counts.by_outcome.items()))]
         lines += [f"\n**Failed**: {self._failure}"] if self._failure else []
         lines += [f"\n**Question**: {question}" for question in self._parked.values()]
         workflow.set_current_details("\n".join(lines))
@@ -402,6 +409,11 @@ class DoctorWorkflow:
 def _tell_cause(error: BaseException) -> str:
     cause = error.cause if isinstance(error, ActivityError) else None
     return str(getattr(cause, "message", None) or cause or error)
+
+
+def count_batches(count: int) -> str:
+    """Return a number of batches in words."""
+    return f"{count:,} batch" if count == 1 else f"{count:,} batches"
 
 
 async def _finish_whatever_comes(work: Coroutine[object, object, None]) -> None:

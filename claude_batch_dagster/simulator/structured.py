@@ -133,6 +133,8 @@ def _pick_type(form: Form, walk: _Walk, name: str) -> str:
 def _choose(form: Form, walk: _Walk, name: str) -> object:
     values = form["enum"]
     options = values if isinstance(values, list) else [values]
+    if not options:
+        raise UnsatisfiableError
     labels, numbers = form.get("labels"), form.get("numbers")
     if walk.attempt == 0 and isinstance(labels, tuple):
         label = choose_label(labels, walk.reading.words, walk.reading.mood, lambda sides: walk.roll(name, sides))

@@ -172,7 +172,7 @@ async def start_run(client: Client, connection: Connection, store: Store, entry:
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         static_summary=f"batch run {entry.label}: {tasks}",
         static_details=(
-            f"{entry.keys.count:,} requests in {len(entry.shards)} batches, endpoint {entry.endpoint}\n\n"
+            f"{entry.keys.count:,} requests in {len(entry.shards)} {'batch' if len(entry.shards) == 1 else 'batches'}, endpoint {entry.endpoint}\n\n"
             f"- source: {entry.source.uri}\n- root: {store.uri}\n- mode: {mode.value}"
         ),
         memo={"dagster_run_id": entry.owner.dagster_run_id or ""},
