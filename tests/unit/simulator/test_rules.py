@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from claude_batch_dagster.simulator.question import Question, Refusal, read_question
@@ -185,6 +185,7 @@ def test_any_params_are_read_or_refused_and_never_break_the_simulator(params):
 
 @settings(max_examples=300, deadline=None)
 @given(schema=ANY_JSON)
+@example(schema={"enum": []})
 def test_any_schema_is_read_or_refused_and_never_breaks_the_simulator(schema):
     tool = {"name": "t", "input_schema": schema}
     forced = {"model": "claude-sonnet-5", "tools": [tool], "tool_choice": {"type": "any"}}
