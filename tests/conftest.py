@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 import sys
 
@@ -30,6 +31,10 @@ def pytest_configure() -> None:
         os.environ[name] = os.environ[name.upper()] = NOWHERE
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = LOOPBACK
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    # A background job's shell ignores signals and hands that on, down to the processes that tests interrupt and hang up.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     settings.load_profile("ci" if os.environ.get("CI") else "default")
     sys.addaudithook(_refuse_outside)
 
