@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.errors import OutputError, SourceError
 from claude_batch_dagster.core.schema import Field, FieldType
+from claude_batch_dagster.core.spelling import suggest
+from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import Keys, KeySet, has_key, key_hex
 from claude_batch_dagster.storage.responses import Answers
@@ -25,8 +27,7 @@ from claude_batch_dagster.storage.store import Store
 MARKER = "_claude_batch.json"
 METADATA_KEY = "claude_batch"
 ROW_GROUP_ROWS = 32_768
-STATUSES = ("succeeded", "refused", "truncated", "invalid", "errored", "expired", "canceled", "skipped", "pending")
-FAILED_STATUSES = ("truncated", "invalid", "errored", "expired", "canceled", "pending")
+SHOWN_FILES = 3
 TOO_LARGE = "too_large: the request alone exceeds what one Message Batch takes (256,000,000 bytes). Shorten the text or the prompt."
 NO_ROOM = "out_of_range: the answer holds a number that its column has no room for."
 STATUS_FIELDS = (
@@ -47,7 +48,7 @@ STATUS_FIELDS = (
 STATUS_DESCRIPTIONS: Mapping[str, str] = {
     "status": "What became of the row: " + " | ".join(STATUSES) + ".",
     "error": "Why there is no answer, as `{type}: {message}`.",
-    "stop_reason": "Why Claude stopped, in the vendor's word.",
+    "stop_reason": "Why Claude stopped, as the Messages API says it.",
     "model": "The model that answered.",
     "input_tokens": "Prompt tokens less cache reads and writes.",
     "output_tokens": "Tokens of the answer, thinking included.",
@@ -122,7 +123,7 @@ def carried_columns(columns: str | Sequence[str], key: Sequence[str], source: pa
     """Return the source's columns that an output carries, in order.
 
     Args:
-        columns: `key`, `all`, or names.
+        columns: `key`, `all`, or names; among names `key` stands for the key's columns, where no column is called so.
         key: The key's columns.
         source: The source's columns.
         partition_column: Left out: it stands in the path.
@@ -132,11 +133,12 @@ def carried_columns(columns: str | Sequence[str], key: Sequence[str], source: pa
     elif columns == "all":
         names = tuple(source.names)
     else:
-        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        named = (columns,) if isinstance(columns, str) else tuple(columns)
+        names = tuple(name for one in named for name in (key if one == "key" and one not in source.names else (one,)))
     missing = [name for name in (*names, *key) if name not in source.names]
     if missing:
         raise SourceError(
-            f"The source has no column {missing[0]!r}; it has {', '.join(source.names)}. Nothing was sent. Name one of these.",
+            f"The source has no column {missing[0]!r}; it has {', '.join(source.names)}. Nothing was sent. {suggest(missing[0], source.names)}",
             column=missing[0],
         )
     twice = [name for name in (*names, *key) if source.names.count(name) > 1]
@@ -166,7 +168,7 @@ def check_output(output: Store, marker: Marker, *, replace: bool) -> None:
     """Refuse a folder that is not ours to write.
 
     Raises:
-        OutputError: Terminal. It holds Parquet files without our marker, or what another endpoint or layout wrote.
+        OutputError: Terminal. It holds Parquet files that are not ours, or what another endpoint or layout wrote.
     """
     content = output.get(MARKER)
     if content is not None:
@@ -181,11 +183,33 @@ def check_output(output: Store, marker: Marker, *, replace: bool) -> None:
                 f"The output {output.uri} holds answers of {found.endpoint!r}, and would get answers of {marker.endpoint!r}. Nothing was sent. "
                 "Choose another folder, or add --replace (in Dagster: replace=True)."
             )
-    elif not replace and any(path.endswith((".parquet", ".pq")) for path in output.list("")):
+    else:
+        _check_unmarked(output, replace=replace)
+
+
+def _check_unmarked(output: Store, *, replace: bool) -> None:
+    """Refuse a folder without our marker where a reader would see others' rows among ours; nothing of others is ever removed."""
+    found = [path for path in output.list("") if path.endswith((".parquet", ".pq"))]
+    foreign = [path for path in found if _read_facts(output, path) is None]
+    if foreign:
+        more = f" and {len(foreign) - SHOWN_FILES:,} more" if len(foreign) > SHOWN_FILES else ""
         raise OutputError(
-            f"The output {output.uri} holds Parquet files that this tool did not write (there is no {MARKER}). Nothing was sent. "
+            f"The output {output.uri} holds Parquet files that this tool did not write: {', '.join(foreign[:SHOWN_FILES])}{more}. "
+            "A reader would see both. Nothing was sent. Move them elsewhere, or choose another folder."
+        )
+    if found and not replace:
+        raise OutputError(
+            f"The output {output.uri} holds Parquet files of this tool, and its {MARKER} is missing. Nothing was sent. "
             "Choose another folder, or add --replace (in Dagster: replace=True)."
         )
+
+
+def _read_facts(output: Store, path: str) -> bytes | None:
+    """Return what a file of ours says of itself, None for one that is not ours."""
+    try:
+        return (pq.read_metadata(output.open(path)).metadata or {}).get(METADATA_KEY.encode())
+    except pa.ArrowInvalid:
+        return None
 
 
 def _read_marker(output: Store, content: bytes) -> Marker:
@@ -193,7 +217,7 @@ def _read_marker(output: Store, content: bytes) -> Marker:
         return msgspec.json.decode(content, type=Marker)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise OutputError(
-            f"The marker {output.uri}/{MARKER} cannot be read: {error}. Nothing was sent. Choose another folder, or delete this file and add --replace."
+            f"The marker {output.uri}/{MARKER} cannot be read: {error}. Nothing was sent. Choose another folder, or delete this file and add --replace (in Dagster: replace=True)."
         ) from error
 
 
@@ -201,7 +225,7 @@ def is_whole_output(output: Store, path: str) -> bool:
     """Tell whether a file of ours is there and holds all rows of its source, not the first ones only."""
     if not output.exists(path):
         return False
-    facts = (pq.read_metadata(output.open(path)).metadata or {}).get(METADATA_KEY.encode())
+    facts = _read_facts(output, path)
     return facts is not None and msgspec.json.decode(facts, type=dict[str, object]).get("limit") is None
 
 

@@ -9,13 +9,22 @@ Contract:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 
 from claude_batch_dagster.core.errors import RootError
-from claude_batch_dagster.core.records import DoneRecord, LogEntry, RootRecord, RoundRecord, ShardRef, WorkspaceRecord
-from claude_batch_dagster.core.submission import Accepted, Record, decode_record, encode_record
+from claude_batch_dagster.core.records import DoneRecord, LogEntry, RootRecord, RoundRecord, ShardRef, StrayRecord, WorkspaceRecord
+from claude_batch_dagster.core.submission import Accepted, Record, Send, decode_record, encode_record
+from claude_batch_dagster.storage.formats import decode_stored
 from claude_batch_dagster.storage.store import Store
+
+_decode_root = msgspec.json.Decoder(RootRecord).decode
+_decode_workspace = msgspec.json.Decoder(WorkspaceRecord).decode
+_decode_entry = msgspec.json.Decoder(LogEntry).decode
+_decode_done = msgspec.json.Decoder(DoneRecord).decode
+_decode_round = msgspec.json.Decoder(RoundRecord).decode
+_decode_stray = msgspec.json.Decoder(StrayRecord).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +42,12 @@ class LogSnapshot:
 
 def pin_root(store: Store, record: RootRecord) -> RootRecord:
     """Write `root.json` where there is none; return the one that is there."""
-    store.put_if_absent("root.json", msgspec.json.encode(record))
+    content = msgspec.json.encode(record)
+    if store.put_if_absent("root.json", content) and store.put_if_absent("root.json", content):
+        raise RootError(
+            f"{store.uri} does not keep put-if-absent (If-None-Match): root.json was written twice. Nothing was sent: there, two processes could pay "
+            "for the same requests. Use a store that keeps it."
+        )
     found = read_root(store)
     if found is None:
         raise RootError(f"{store.uri}/root.json was written and cannot be read back. Nothing was sent. Check the root's permissions.")
@@ -43,7 +57,7 @@ def pin_root(store: Store, record: RootRecord) -> RootRecord:
 def read_root(store: Store) -> RootRecord | None:
     """Read `root.json`, None where the root was never used (or lost its records)."""
     content = store.get("root.json")
-    return None if content is None else msgspec.json.decode(content, type=RootRecord)
+    return None if content is None else decode_stored(store, "root.json", content, _decode_root)
 
 
 def pin_workspace(store: Store, workspace_id: str) -> str:
@@ -52,7 +66,7 @@ def pin_workspace(store: Store, workspace_id: str) -> str:
     if content is None:
         store.put_if_absent("workspace.json", msgspec.json.encode(WorkspaceRecord(workspace_id=workspace_id)))
         content = store.get("workspace.json") or b"{}"
-    return msgspec.json.decode(content, type=WorkspaceRecord).workspace_id
+    return decode_stored(store, "workspace.json", content, _decode_workspace).workspace_id
 
 
 def read_log(store: Store) -> LogSnapshot:
@@ -67,7 +81,7 @@ def read_entry(store: Store, number: int) -> LogEntry:
     content = store.get(f"log/{number}.json")
     if content is None:
         raise RootError(f"{store.uri}/log/{number}.json is missing: the root lost its records. Nothing was sent. Restore the folder.")
-    return msgspec.json.decode(content, type=LogEntry)
+    return decode_stored(store, f"log/{number}.json", content, _decode_entry)
 
 
 def admit_entry(store: Store, entry: LogEntry) -> bool:
@@ -92,7 +106,7 @@ def read_entries(store: Store, newest: int | None = None) -> list[LogEntry]:
 def read_done(store: Store, number: int) -> DoneRecord | None:
     """Read `done/{number}.json`, None while the run is open."""
     content = store.get(f"done/{number}.json")
-    return None if content is None else msgspec.json.decode(content, type=DoneRecord)
+    return None if content is None else decode_stored(store, f"done/{number}.json", content, _decode_done)
 
 
 def write_done(store: Store, number: int, record: DoneRecord) -> DoneRecord:
@@ -106,8 +120,9 @@ def read_round(store: Store, entry: LogEntry, number: int) -> RoundRecord | None
     """Read a round: the first is the plan itself, later ones are `rounds/{run_id}/{number}.json`."""
     if number == 1:
         return RoundRecord(round=1, shards=entry.shards)
-    content = store.get(f"rounds/{entry.run_id}/{number}.json")
-    return None if content is None else msgspec.json.decode(content, type=RoundRecord)
+    path = f"rounds/{entry.run_id}/{number}.json"
+    content = store.get(path)
+    return None if content is None else decode_stored(store, path, content, _decode_round)
 
 
 def last_round(store: Store, entry: LogEntry) -> RoundRecord:
@@ -123,7 +138,7 @@ def write_round(store: Store, run_id: str, record: RoundRecord) -> RoundRecord:
     path = f"rounds/{run_id}/{record.round}.json"
     store.put_if_absent(path, msgspec.json.encode(record))
     content = store.get(path)
-    return record if content is None else msgspec.json.decode(content, type=RoundRecord)
+    return record if content is None else decode_stored(store, path, content, _decode_round)
 
 
 def read_shard(store: Store, entry: LogEntry, round_number: int, shard: int) -> ShardRef:
@@ -139,14 +154,18 @@ def read_shard(store: Store, entry: LogEntry, round_number: int, shard: int) -> 
 def read_submission(store: Store, run_id: str, round_number: int, shard: int) -> list[Record]:
     """Read a shard's log, in order."""
     records: list[Record] = []
-    while (content := store.get(_submission_path(run_id, round_number, shard, len(records)))) is not None:
-        records.append(decode_record(content))
+    while (content := store.get(path := _submission_path(run_id, round_number, shard, len(records)))) is not None:
+        records.append(decode_stored(store, path, content, decode_record))
     return records
 
 
 def append_submission(store: Store, run_id: str, round_number: int, shard: int, slot: int, record: Record) -> bool:
-    """Write a record at a slot of a shard's log put-if-absent; return whether this call did."""
-    return store.put_if_absent(_submission_path(run_id, round_number, shard, slot), encode_record(record))
+    """Write a record at a slot of a shard's log put-if-absent; return whether the slot now says what the record says.
+
+    Only a `send` is different, since its writer may POST: False may also mean that the store's client repeated a put that had succeeded.
+    """
+    path, content = _submission_path(run_id, round_number, shard, slot), encode_record(record)
+    return store.put_if_absent(path, content) or (not isinstance(record, Send) and store.get(path) == content)
 
 
 def list_submissions(store: Store, run_id: str) -> dict[tuple[int, int], list[Record]]:
@@ -156,7 +175,30 @@ def list_submissions(store: Store, run_id: str) -> dict[tuple[int, int], list[Re
         _, _, place, slot = path.split("/")
         round_number, _, shard = place.partition("-")
         found.setdefault((int(round_number), int(shard)), []).append((int(slot.removesuffix(".json")), path))
-    return {place: [decode_record(_get(store, path)) for _, path in sorted(slots)] for place, slots in sorted(found.items())}
+    return {
+        place: [decode_stored(store, path, _get(store, path), decode_record) for _, path in sorted(slots)]
+        for place, slots in sorted(found.items())
+    }
+
+
+def write_stray(store: Store, record: StrayRecord) -> None:
+    """Write `strays/{batch_id}.json` put-if-absent."""
+    store.put_if_absent(f"strays/{record.batch_id}.json", msgspec.json.encode(record))
+
+
+def list_strays(store: Store) -> list[StrayRecord]:
+    """Read all `strays/`."""
+    return [decode_stored(store, path, _get(store, path), _decode_stray) for path in store.list("strays")]
+
+
+def list_claimed(store: Store, since: datetime) -> set[str]:
+    """Return the batches that records name, of runs that are open or were admitted since then."""
+    claimed = {stray.batch_id for stray in list_strays(store)}
+    done = set(_numbers(store, "done"))
+    for entry in read_entries(store):
+        if entry.number not in done or datetime.fromisoformat(entry.admitted_at) >= since:
+            claimed.update(batch_ids(list_submissions(store, entry.run_id)))
+    return claimed
 
 
 def read_task(store: Store, task_key: str) -> dict[str, object]:

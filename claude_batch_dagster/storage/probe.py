@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from obstore.exceptions import BaseError
 
 from claude_batch_dagster.core.contract import Finding, Health
 from claude_batch_dagster.core.errors import RootError
@@ -76,7 +75,10 @@ def write_token(store: Store) -> Token:
     wanted = () if folder is None else (folder / PROBE_FOLDER, folder, *folder.parents)
     token = Token(path=path, made=tuple(place for place in wanted if not place.exists()))
     content = msgspec.json.encode({"format": 1})
-    store.put_if_absent(path, content)
+    if store.put_if_absent(path, content) and store.put_if_absent(path, content):
+        raise RootError(
+            f"{store.uri} does not keep put-if-absent (If-None-Match): there, two processes could pay for the same requests. Use a store that keeps it."
+        )
     if store.get(path) != content:
         raise RootError(f"{store.uri}/{path} was written and cannot be read back. Check the permissions to read.")
     return token
@@ -87,12 +89,9 @@ def remove_token(store: Store, token: Token) -> None:
 
     Raises:
         RootError: Terminal. The root takes objects and does not let them go.
+        TransientError: The object store does not answer.
     """
-    try:
-        store.delete(token.path)
-    except (BaseError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RootError(f"{store.uri}/{token.path} cannot be removed: {reason}. Check the permissions to delete.") from error
+    store.delete(token.path)
     for place in token.made:
         # Not empty where somebody else began to work meanwhile.
         with suppress(OSError):
@@ -116,8 +115,10 @@ def examine_space(name: str, *folders: Path | None) -> tuple[Finding, ...]:
         name: Of the findings.
         folders: A folder that does not exist yet stands for the nearest one above it; None is skipped.
     """
-    places = dict.fromkeys(_nearest(folder) for folder in (*folders, Path(tempfile.gettempdir())) if folder is not None)
-    return tuple(_weigh_space(name, place) for place in places)
+    places = [_nearest(folder) for folder in (*folders, Path(tempfile.gettempdir())) if folder is not None]
+    # One finding a file system: the first folder on it stands for the others.
+    first = {place.stat().st_dev: place for place in reversed(places)}
+    return tuple(_weigh_space(name, place) for place in reversed(first.values()))
 
 
 def _version_of(distribution: str) -> str:

@@ -159,11 +159,21 @@ class Answers:
     def outcomes(self, keys: Keys) -> Iterator[tuple[str | None, str | None]]:
         """Yield the outcome and the error of each key's best response, (None, None) where there is none."""
         places = self.find(keys)
-        found = self.fetch(places[places >= 0]).select(["outcome", "error"]).to_pylist()
-        rows = iter(found)
+        answered = places[places >= 0]
+        codes = self._index.outcome[answered]
+        outcomes = iter(codes.tolist())
+        # A success has no error: its row, the answer with it, need not be read.
+        errors = iter(self.fetch(answered[codes != _CODES[Outcome.SUCCEEDED]])["error"].to_pylist())
         for place in places:
-            row = next(rows) if place >= 0 else {"outcome": None, "error": None}
-            yield row["outcome"], row["error"]
+            outcome = _OUTCOMES[next(outcomes)] if place >= 0 else None
+            yield outcome, None if outcome in (None, Outcome.SUCCEEDED) else next(errors)
+
+    def ended_as(self, keys: Keys, outcome: Outcome) -> Mask:
+        """Tell which keys have this outcome as their best response's."""
+        places = self.find(keys)
+        found = places >= 0
+        found[found] = self._index.outcome[places[found]] == _CODES[outcome]
+        return found
 
     def _load(self) -> _Located:
         parts: list[tuple[Keys, Mask, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int32]]] = []

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.errors import SourceError
+from claude_batch_dagster.core.spelling import suggest
 from claude_batch_dagster.storage.store import Store, absolute_uri
 
 PIECE_ROWS = 2_048
@@ -82,7 +83,7 @@ class Source:
             raise SourceError(f"The source {self.uri} does not exist. Nothing was sent. Check the path.", uri=self.uri)
         single = local.is_file() if local is not None else self.uri.endswith((".parquet", ".pq"))
         folder, _, name = self.uri.rpartition("/")
-        self._store = Store(folder if single else self.uri)
+        self._store = Store(folder if single else self.uri, refusal=SourceError)
         self.files = self._list(name if single else None)
         found = {tuple(column for column, _ in file.hive) for file in self.files}
         if len(found) > 1:
@@ -117,7 +118,7 @@ class Source:
         files = [file for file in self.files if self.partition_of(file) == partition]
         if not files:
             raise SourceError(
-                f"Partition {partition!r} has no folder {self.dataset.partition_column}={partition}/ in {self.uri}. It was not asked about. Write it first."
+                f"Partition {partition!r} has no folder {self.dataset.partition_column}={partition}/ in {self.uri}. Nothing of it was sent. Write it first."
             )
         return files
 
@@ -161,7 +162,7 @@ class Source:
             missing = [column for column in stored if column not in names]
             if missing:
                 raise SourceError(
-                    f"{self.name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent. Name one of these.",
+                    f"{self.name(file)} has no column {missing[0]!r}; it has {', '.join(names)}. Nothing was sent. {suggest(missing[0], names)}",
                     column=missing[0],
                 )
             repeated = [column for column in stored if names.count(column) > 1]
@@ -199,7 +200,7 @@ class Source:
         for column, kind in zip(keys, kinds.values(), strict=True):
             if pa.types.is_nested(kind):
                 raise SourceError(
-                    f"{self._place(files)}: the key {column!r} is of type {kind}, which identifies no row. It was not asked about. "
+                    f"{self._place(files)}: the key {column!r} is of type {kind}, which identifies no row. Nothing of it was sent. "
                     "Choose a column of text, numbers, dates or UUIDs."
                 )
         table = pa.table({name: _comparable(table.column(name)) for name in names})
@@ -208,8 +209,8 @@ class Source:
             nulls = table.filter(pc.is_null(table.column(name)))["row"].to_pylist()
             if nulls:
                 raise SourceError(
-                    f"{self._place(files)}: the key {column!r} is null in {len(nulls):,} rows, first in row {nulls[0]:,}. "
-                    "It was not asked about. A row without a key could not be found again; fill it in, or choose another --key."
+                    f"{self._place(files)}: the key {column!r} is null in {len(nulls):,} {'row' if len(nulls) == 1 else 'rows'}, first in row {nulls[0]:,}. "
+                    "Nothing of it was sent. A row without a key could not be found again; fill it in, or choose another --key."
                 )
         groups = table.group_by(names).aggregate([("row", "count"), ("row", "min"), ("row", "max")])
         twice = groups.filter(pc.greater(groups["row_count"], 1)).sort_by("row_min")
@@ -220,8 +221,8 @@ class Source:
             ]
             more = f", and {twice.num_rows - len(shown):,} more" if twice.num_rows > len(shown) else ""
             raise SourceError(
-                f"{self._place(files)}: {twice.num_rows:,} keys ({', '.join(keys)}) occur more than once: {'; '.join(shown)}{more}. "
-                "It was not asked about. Choose a key that is unique within a partition; several columns are possible."
+                f"{self._place(files)}: {twice.num_rows:,} {'key' if twice.num_rows == 1 else 'keys'} ({', '.join(keys)}) {'occurs' if twice.num_rows == 1 else 'occur'} more than once: {'; '.join(shown)}{more}. "
+                "Nothing of it was sent. Choose a key that is unique within a partition; several columns are possible."
             )
 
     def check_types(self, files: Sequence[SourceFile], columns: Sequence[str]) -> None:
@@ -238,7 +239,7 @@ class Source:
                 if kind == "missing" or _plain(kind) != _plain(first.field(column).type):
                     raise SourceError(
                         f"The column {column!r} is {kind} in {self.name(file)} and {first.field(column).type} in {self.name(files[0])}. "
-                        "It was not asked about. Write both files alike, or carry fewer columns.",
+                        "Nothing of it was sent. Write both files alike, or carry fewer columns.",
                         column=column,
                     )
 

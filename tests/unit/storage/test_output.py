@@ -13,14 +13,14 @@ from pydantic import BaseModel
 from claude_batch_dagster.core.errors import OutputError, SourceError
 from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.response import Response
+from claude_batch_dagster.core.status import FAILED_STATUSES, STATUSES
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.output import (
-    FAILED_STATUSES,
     MARKER,
+    METADATA_KEY,
     STATUS_DESCRIPTIONS,
     STATUS_FIELDS,
-    STATUSES,
     Marker,
     OutputWriter,
     WrittenOutput,
@@ -235,12 +235,26 @@ def test_a_new_or_empty_folder_and_one_of_ours_may_be_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", ["data.parquet", "day=1/x.pq", "deep/er/part-0.parquet"])
-def test_a_folder_with_parquet_and_without_our_marker_is_refused_unless_it_may_be_replaced(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("replace", [False, True])
+def test_others_parquet_files_are_named_and_never_replaced(tmp_path: Path, path: str, replace: bool) -> None:
     output = Store(str(tmp_path))
     output.put("notes.txt", b"")
     check_output(output, MINE, replace=False)
-    output.put(path, b"")
-    with pytest.raises(OutputError, match=rf"holds Parquet files that this tool did not write .*{MARKER}.*Nothing was sent.*--replace"):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"id": [1]}), file)
+    with pytest.raises(OutputError, match=rf"did not write: {path}\. A reader would see both\. Nothing was sent\. Move them"):
+        check_output(output, MINE, replace=replace)
+    file.write_bytes(b"cut")
+    with pytest.raises(OutputError, match=rf"did not write: {path}"):
+        check_output(output, MINE, replace=replace)
+    assert file.read_bytes() == b"cut"
+
+
+def test_an_output_that_lost_its_marker_is_replaced_only_where_told(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    pq.write_table(pa.table({"id": [1]}).replace_schema_metadata({METADATA_KEY: "{}"}), tmp_path / "part-0.parquet")
+    with pytest.raises(OutputError, match=rf"files of this tool, and its {MARKER} is missing\. Nothing was sent.*--replace"):
         check_output(output, MINE, replace=False)
     check_output(output, MINE, replace=True)
 

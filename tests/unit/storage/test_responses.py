@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA, Answers, responses_path, write_responses
@@ -91,6 +92,8 @@ def test_the_best_response_of_a_key_is_a_usable_one_first_then_a_final_one_then_
         assert (answers.find(keys) >= 0).tolist() == [k in oracle for k in asked]
         assert answers.final(keys).tolist() == [k in oracle and OUTCOMES[oracle[k][1], oracle[k][2]] for k in asked]
         assert list(answers.outcomes(keys)) == [oracle[k][1:] if k in oracle else (None, None) for k in asked]
+        for wanted in {outcome for outcome, _ in OUTCOMES}:
+            assert answers.ended_as(keys, Outcome(wanted)).tolist() == [k in oracle and oracle[k][1] == wanted for k in asked]
         places = answers.find(keys)
         fetched = answers.fetch(places[places >= 0])
         assert fetched["request_key"].to_pylist() == [UUID(bytes=k) for k in asked if k in oracle]

@@ -1,3 +1,5 @@
+import errno
+import tempfile
 import threading
 from pathlib import Path
 
@@ -137,12 +139,32 @@ def test_a_scratch_folder_is_gone_afterwards_and_is_not_in_the_store(tmp_path: P
     assert not (tmp_path / "root").exists()
 
 
-def test_a_root_that_cannot_be_made_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        RootError, match=r"file/root cannot be opened: .*Nothing was sent.*Check the path, its permissions and the free space"
+        RootError, match=r"file/root/root\.json cannot be written: a file is where a folder should be\. .*choose another place"
     ):
         Store(str(tmp_path / "file" / "root")).put("root.json", b"")
+
+
+def test_a_stream_that_nobody_reads_to_its_end_is_no_error(store: Store) -> None:
+    store.put("a", b"0123456789")
+    chunks = store.stream("a", chunk_bytes=4)
+    assert next(chunks) == b"0123"
+    chunks.close()
+    store.put("empty", b"")
+    assert list(store.stream("empty")) == []
+
+
+def test_no_room_in_the_scratch_folder_is_told_as_such(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RootError, match=r"Temporary files cannot be written in .*: no space is left there\. .*set TMPDIR"):
+        with store.scratch():
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="other"), store.scratch():
+        raise OSError(errno.EIO, "other")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(RootError, match="Temporary files cannot be written"), store.scratch():
+        pass
 
 
 def test_a_name_that_a_folder_has_cannot_be_written(tmp_path: Path) -> None:

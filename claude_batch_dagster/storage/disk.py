@@ -1,0 +1,96 @@
+"""Files of a local store: whole or not there, and still there after a power loss.
+
+A file is made beside its final name, forced to the disk, and then takes that name in one step; the folder is forced to the disk too.
+What a killed process leaves behind has a name that no listing shows (obstore skips `#` and digits, DuckDB and pyarrow a leading dot).
+"""
+
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+PART_PREFIX = ".claude-batch#"
+STALE_AFTER_S = 86_400.0
+"""A file that was being made so long ago has nobody who makes it."""
+COPY_CHUNK_BYTES = 1 << 20
+
+
+def write_file(target: Path, content: bytes | Path, *, replace: bool) -> bool:
+    """Write a file with all or nothing of the content; it survives a power loss once this returns.
+
+    Args:
+        target: Its folders are made where they are missing.
+        content: What to write, or the file to copy.
+        replace: Whether to take the place of a file that is there.
+
+    Returns:
+        False where there is a file already and `replace` is not set.
+
+    Raises:
+        OSError: The operating system's; what was there is as it was, unless only the last step failed, to force the folder to the disk.
+    """
+    _make_folder(target.parent)
+    part = target.with_name(f"{PART_PREFIX}{uuid.uuid4().int}")
+    try:
+        with part.open("xb") as file:
+            if isinstance(content, Path):
+                with content.open("rb") as origin:
+                    shutil.copyfileobj(origin, file, COPY_CHUNK_BYTES)
+            else:
+                file.write(content)
+            file.flush()
+            _force(file.fileno())
+        written = _take_name(part, target, replace=replace)
+        # Also of a file that somebody else put there: whoever lost acts on it.
+        _force_folder(target.parent)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+    return written
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove what processes that were killed a day ago or earlier left half made."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(PART_PREFIX) and time.time() - entry.stat().st_mtime > STALE_AFTER_S:
+                os.unlink(entry.path)
+
+
+def _take_name(part: Path, target: Path, *, replace: bool) -> bool:
+    if replace:
+        part.replace(target)
+        return True
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _force_folder(folder.parent)
+
+
+def _force_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _force(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _force(descriptor: int) -> None:
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is None:
+        os.fsync(descriptor)
+    else:
+        # macOS: fsync leaves the data in the drive's own cache.
+        fcntl.fcntl(descriptor, full_sync)
