@@ -5,11 +5,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Processes of the suites that mostly wait for servers.
 WORKERS ?= 2
+# Of `make chaos`; without a seed one is drawn, and printed.
+ROUNDS ?= 20
+SEED ?=
 
 .DEFAULT_GOAL := help
 # `make -j test` keeps the order in which the suites are named.
 .NOTPARALLEL:
-.PHONY: help setup test lint types imports unit integration fault docs docs-reference e2e format demo dev clean
+.PHONY: help setup test lint types imports unit model integration fault chaos docs docs-reference e2e format demo dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[local,dev]'
 	@touch $@
 
-test: lint types imports unit integration fault docs e2e ## everything, exactly what CI runs: lint, types, imports, then the five suites
+test: lint types imports unit model integration fault docs e2e ## everything, exactly what CI runs: lint, types, imports, then the six suites
 
 lint: $(STAMP) ## ruff: rules and format
 	@echo "== lint"
@@ -48,11 +51,17 @@ endef
 unit: $(STAMP) ## the unit tests: seconds, no server
 	$(call suite)
 
+model: $(STAMP) ## every interleaving of the money path within bounds, each safeguard taken away (MODEL_DEPTH=deep: more)
+	$(call suite)
+
 integration: $(STAMP) ## a real Temporal server, the simulator over HTTP, Dagster in process
 	$(call suite,-n $(WORKERS))
 
 fault: $(STAMP) ## one file per failure: kills, lost replies, full disks
 	$(call suite,-n $(WORKERS))
+
+chaos: $(STAMP) ## ROUNDS=20 SEED=n: random kills, cuts and vendor faults, judged by the vendor's books
+	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 docs: $(STAMP) ## every command and code block of README and docs, and whether the generated pages are current
 	$(call suite,-n $(WORKERS))
