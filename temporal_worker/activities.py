@@ -17,13 +17,16 @@ from temporalio import activity
 from temporalio.exceptions import CancelledError
 
 from claude_batch_dagster.core.contract import (
+    AdoptInput,
     BatchInput,
     CancelInput,
+    Candidates,
     ClosedShards,
     CloseInput,
     Counts,
     DoctorInput,
     DoctorReport,
+    DoubtInput,
     FinishInput,
     OpenedRound,
     OpenedRun,
@@ -33,7 +36,7 @@ from claude_batch_dagster.core.contract import (
     ShardInput,
     Submitted,
 )
-from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError, RefusedError, VendorUnavailableError
+from claude_batch_dagster.core.errors import ClaudeBatchError, RefusedError, VendorUnavailableError
 from temporal_worker.policies import BATCH_IN_PROGRESS, WORKER_BUSY, not_yet, to_failure
 from temporal_worker.vendor import Batch
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from temporal_worker.collect import Collector
     from temporal_worker.examine import Examiner
     from temporal_worker.runs import Runs
+    from temporal_worker.settle import Settler
     from temporal_worker.submit import Submitter
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,7 @@ class BatchActivities:
 
     Args:
         poll_s: The shortest pause between two looks at a batch.
+        forgotten_after_s: For so long a batch that the right workspace does not find counts as not found yet.
         submits_at_once: How many bodies are uploaded at a time.
         collects_at_once: How many batches are collected at a time: memory does not grow with those that wait.
     """
@@ -72,19 +77,23 @@ class BatchActivities:
         *,
         runs: "Runs",
         submitter: "Submitter",
+        settler: "Settler",
         collector: "Collector",
         batches: "Batches",
         examiner: "Examiner",
         poll_s: float,
+        forgotten_after_s: float = FORGOTTEN_AFTER_S,
         submits_at_once: int = 2,
         collects_at_once: int = 2,
     ) -> None:
         self._runs = runs
         self._submitter = submitter
+        self._settler = settler
         self._collector = collector
         self._batches = batches
         self._examiner = examiner
         self._poll_s = poll_s
+        self._forgotten_after_s = forgotten_after_s
         self._submits = threading.BoundedSemaphore(submits_at_once)
         self._collects = threading.BoundedSemaphore(collects_at_once)
 
@@ -94,18 +103,44 @@ class BatchActivities:
 
         A retry costs a few GETs, and one sample request where an attempt died between its try of a new task and the record of it.
         """
-        with _attempt("opening the run"):
+        with attempt("opening the run"):
             return self._runs.open_run(run)
 
     @activity.defn(no_thread_cancel_exception=True)
     def submit(self, shard: ShardInput) -> Submitted:
         """Idempotent: the shard's log lets one POST through, whoever asks and however often. A retry costs a GET or two.
 
-        What a killed attempt did is read from the log: its batch, that nothing was created, or that nobody knows.
+        What a killed attempt did is read from the log: its batch, that nothing was created, or that it has to be settled.
         """
-        with _attempt(f"submitting shard {shard.shard}") as report:
+        with attempt(f"submitting shard {shard.shard}") as report:
             with _turn(self._submits, f"Shard {shard.shard} waits for other uploads"):
                 return self._submitter.submit(shard, report)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def find_candidates(self, doubt: DoubtInput) -> Candidates:
+        """Idempotent: lists the vendor's batches. A retry lists them as they are then, which only adds candidates."""
+        with attempt(f"looking for the batch of shard {doubt.shard} in the list"):
+            return self._settler.find_candidates(doubt)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def settle(self, doubt: DoubtInput) -> Submitted:
+        """Idempotent: writes what became of a submission put-if-absent. A retry costs a GET a candidate, and results read again.
+
+        A candidate in progress is a benign failure with the pause to the next look.
+        """
+        with attempt(f"settling shard {doubt.shard}", least_retry_s=self._poll_s) as report:
+            found = self._settler.settle(doubt, report)
+            if isinstance(found, Submitted):
+                return found
+            text = f"{_describe_progress(found)}; it may be the batch of shard {doubt.shard}"
+            report(text)
+            raise not_yet(BATCH_IN_PROGRESS, text, pause_before_next_look(found, self._poll_s, random.random())) from None
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def adopt_batch(self, adopt: AdoptInput) -> str:
+        """Idempotent but for what it says: writes the batch put-if-absent. A retry reads its results again."""
+        with attempt(f"looking whether {adopt.batch_id} is the batch of shard {adopt.shard}"):
+            return self._settler.adopt(adopt)
 
     @activity.defn(no_thread_cancel_exception=True)
     def see_through(self, batch: BatchInput) -> Counts:
@@ -113,7 +148,7 @@ class BatchActivities:
 
         A batch in progress is a benign failure with the pause to the next look: nothing waits, and no event is written.
         """
-        with _attempt(f"looking at batch {batch.batch_id}", least_retry_s=self._poll_s) as report:
+        with attempt(f"looking at batch {batch.batch_id}", least_retry_s=self._poll_s) as report:
             found = self._look(batch, report)
             if not found.ended:
                 text = _describe_progress(found)
@@ -125,7 +160,7 @@ class BatchActivities:
     @activity.defn(no_thread_cancel_exception=True)
     def cancel_batches(self, cancel: CancelInput) -> None:
         """Idempotent: canceling twice, or after the end, changes nothing. A retry costs a POST a batch."""
-        with _attempt("canceling batches"):
+        with attempt("canceling batches"):
             failure: ClaudeBatchError | None = None
             for batch_id in cancel.batch_ids:
                 try:
@@ -140,35 +175,28 @@ class BatchActivities:
     @activity.defn(no_thread_cancel_exception=True)
     def close_shards(self, close: CloseInput) -> ClosedShards:
         """Idempotent: closes put-if-absent what is not closed. A retry costs a GET or two a shard."""
-        with _attempt("closing shards"):
+        with attempt("closing shards"):
             return self._runs.close_shards(close)
 
     @activity.defn(no_thread_cancel_exception=True)
     def open_round(self, ask: RoundInput) -> OpenedRound:
         """Idempotent: the round's record is put-if-absent, and the one that is there counts. A retry stages the same files again."""
-        with _attempt("opening the next round"):
+        with attempt("opening the next round"):
             return self._runs.open_round(ask)
 
     @activity.defn(no_thread_cancel_exception=True)
     def finish_run(self, finish: FinishInput) -> RunReport:
         """Idempotent: `done` is put-if-absent, and the one that is there counts. A retry reads the run's responses again."""
-        with _attempt("finishing the run"):
+        with attempt("finishing the run"):
             return self._runs.finish_run(finish)
 
     @activity.defn(no_thread_cancel_exception=True)
     def examine_vendor(self, ask: DoctorInput) -> DoctorReport:
         """Idempotent: looks, and leaves nothing behind. A retry costs a few GETs."""
-        with _attempt("looking at the vendor and the root for claude-batch doctor"):
+        with attempt("looking at the vendor and the root for claude-batch doctor"):
             return self._examiner.examine(ask)
 
     def _look(self, batch: BatchInput, report: Callable[[str], None]) -> Batch:
-        try:
-            return self._find(batch, report)
-        except CredentialsError as error:
-            # The batch is paid for: it waits for a worker with a key that works.
-            raise VendorUnavailableError(f"{error} The batch is looked at again later.", retry_after_s=KEY_RETRY_S) from error
-
-    def _find(self, batch: BatchInput, report: Callable[[str], None]) -> Batch:
         try:
             return self._batches.get(batch.batch_id)
         except RefusedError as error:
@@ -177,10 +205,11 @@ class BatchActivities:
             gone = error.context.get("status") == 404
             if gone:
                 report(f"{NOT_FOUND_SINCE}{since.isoformat()}")
-            if gone and (now - since).total_seconds() >= FORGOTTEN_AFTER_S and self._runs.has_right_workspace(batch):
+            # Another workspace's key finds nothing either: what it cannot see is not missing, and a person is asked for the right one.
+            right = self._runs.has_right_workspace(batch)
+            if gone and right and (now - since).total_seconds() >= self._forgotten_after_s:
                 log.warning("batch %s of run %s was deleted at the vendor: its requests end without a result", batch.batch_id, batch.run_id)
                 return self._runs.lost_batch(batch)
-            # Another workspace's key finds nothing either: what it cannot see is not missing.
             raise VendorUnavailableError(
                 f"{error} Check that the worker's key belongs to the workspace of this root.", retry_after_s=KEY_RETRY_S
             ) from error
@@ -217,7 +246,7 @@ def _describe_progress(batch: Batch) -> str:
 
 
 @contextmanager
-def _attempt(what: str, least_retry_s: float | None = None) -> Iterator[Callable[[str], None]]:
+def attempt(what: str, least_retry_s: float | None = None) -> Iterator[Callable[[str], None]]:
     """Beat while the block runs, so that a dead worker is noticed; turn our errors into Temporal's failures.
 
     Gives a function that says what is being done. It ends a canceled attempt, so it is called only where that loses nothing.

@@ -8,18 +8,27 @@ Source: platform.claude.com batch processing and errors; `anthropic` 2.12.0 and 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 import anthropic
 import httpx2
 import msgspec
 
-from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError, RefusedError, TransientError, VendorUnavailableError
+from claude_batch_dagster.core.errors import (
+    ClaudeBatchError,
+    CredentialsError,
+    RefusedError,
+    SpendLimitError,
+    TransientError,
+    VendorUnavailableError,
+)
+from temporal_worker.transport import ONE_USE, open_send_transport
 from temporal_worker.vendor import Batch, Created, CreateResult, Model, NotCreated, UnknownOutcome, VendorReply
+from temporal_worker.wire import WireBatch, WireModel, WirePage, describe_batch
 
 T = TypeVar("T")
 
@@ -27,6 +36,7 @@ MESSAGES_PATH = "/v1/messages"
 BATCHES_PATH = f"{MESSAGES_PATH}/batches"
 ANTHROPIC_HOST = "api.anthropic.com"
 RESULT_CHUNK_BYTES = 1 << 20
+MAX_PAGE = 1_000
 MAX_REASON_CHARS = 300
 CALL_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
 DOCTOR_TIMEOUT = httpx2.Timeout(6.0, connect=4.0)
@@ -46,6 +56,8 @@ STATUS_TABLE: tuple[tuple[range | frozenset[int], type[ClaudeBatchError], bool],
 
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached", "linked_organization_spend_limit_reached"})
 """A 429 with one of these does not pass by waiting."""
+OWN_SPEND_LIMIT = "You have reached your specified"
+"""How the message of a 400 begins when the limit that an organization or workspace set itself is reached: it has no code of its own."""
 
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol, httpx2.ProxyError)
 """Failures before the first byte of a request left."""
@@ -75,8 +87,7 @@ class Batches:
 
     @cached_property
     def _sender(self) -> anthropic.Anthropic:
-        # A kept connection may be dead already, and a POST that dies on it would look as if it might have arrived.
-        return _make_client(self._api_key, self.base_url, httpx2.Limits(max_keepalive_connections=0))
+        return _make_client(self._api_key, self.base_url, ONE_USE, open_send_transport())
 
     def close(self) -> None:
         """Close the connections."""
@@ -123,7 +134,7 @@ class Batches:
             if error.context.get("status") == 404:
                 return None
             raise
-        found = _decode(response, _WireModel, f"model {model}")
+        found = _decode(response, WireModel, f"model {model}")
         return Model(
             id=found.id,
             lifecycle=found.lifecycle,
@@ -172,7 +183,7 @@ class Batches:
         }
         try:
             response = self._sender.post(BATCHES_PATH, cast_to=httpx2.Response, content=iter(sending), options=options)
-            batch = msgspec.json.decode(response.content, type=_WireBatch)
+            batch = msgspec.json.decode(response.content, type=WireBatch)
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             return _explain_failed_create(error, sending)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -189,6 +200,33 @@ class Batches:
         """
         what = f"batch {batch_id}"
         return _to_batch(self._get(_batch_path(batch_id), what), what)
+
+    def list_batches(self, *, created_after: datetime | None = None, limit: int = MAX_PAGE) -> Iterator[Batch]:
+        """Yield the workspace's batches, newest first, page by page as they are asked for; ends at the first that is too old.
+
+        Args:
+            created_after: Aware. A batch that was created before is not yielded, nor any after it; None for all.
+            limit: Batches a page, 1 to 1,000.
+
+        Raises:
+            CredentialsError: Terminal.
+            VendorUnavailableError: Transient. What was yielded is right, the rest is not known.
+        """
+        what, after = "the list of batches", ""
+        while True:
+            try:
+                response = self._get(f"{BATCHES_PATH}?limit={limit}{after}", what)
+            except RefusedError as error:
+                # The batch that the page starts after was deleted meanwhile.
+                raise VendorUnavailableError(f"{error} It is listed again.") from error
+            page, now = _decode(response, WirePage, what), _read_date(response)
+            for found in page.data:
+                if created_after is not None and found.created_at < created_after:
+                    return
+                yield describe_batch(found, now, None)
+            if not (page.has_more and page.data):
+                return
+            after = f"&after_id={quote(page.data[-1].id, safe='')}"
 
     def cancel(self, batch_id: str) -> None:
         """Ask the vendor to stop a batch; one that ended already is left as it is.
@@ -284,7 +322,9 @@ def translate_error(error: Exception, what: str) -> ClaudeBatchError:
             f"{what}: the vendor refuses this key ({reason}{said}). Check ANTHROPIC_API_KEY of the worker.",
             status=status,
         )
-    if kind is RefusedError or error.error_code in SPEND_CODES:
+    if status == 402 or error.error_code in SPEND_CODES or (error.api_message or "").startswith(OWN_SPEND_LIMIT):
+        return SpendLimitError(f"{what}: the account may not spend more ({reason}{said}). Raise its limit at Anthropic.", status=status)
+    if kind is RefusedError:
         return RefusedError(
             f"{what}: refused by the vendor ({reason}{said}). The same again is refused: change what it names.",
             status=status,
@@ -325,7 +365,7 @@ class _Sending:
             for chunk in self._body:
                 self._handed_bytes += len(chunk)
                 yield chunk
-        except Exception as error:
+        except Exception as error:  # whatever the source raises is kept beside what the client makes of it, and raised on
             self.failure = error
             raise
 
@@ -335,42 +375,13 @@ class _Sending:
         return self._handed_bytes >= self._body_bytes
 
 
-class _WireCounts(msgspec.Struct):
-    processing: int = 0
-    succeeded: int = 0
-    errored: int = 0
-    canceled: int = 0
-    expired: int = 0
-
-
-class _WireBatch(msgspec.Struct):
-    type: Literal["message_batch"]
-    id: str
-    processing_status: str
-    request_counts: _WireCounts
-    created_at: datetime
-    ended_at: datetime | None = None
-    archived_at: datetime | None = None
-    cancel_initiated_at: datetime | None = None
-
-
-class _WireModel(msgspec.Struct):
-    id: str
-    lifecycle: str = "active"
-    retires_at: str | None = None
-    max_tokens: int | None = None
-    max_input_tokens: int | None = None
-    capabilities: dict[str, object] | None = None
-
-
-def _make_client(api_key: str, base_url: str, limits: httpx2.Limits) -> anthropic.Anthropic:
+def _make_client(api_key: str, base_url: str, limits: httpx2.Limits, transport: httpx2.HTTPTransport | None = None) -> anthropic.Anthropic:
+    if transport is None:
+        http_client = anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False)
+    else:
+        http_client = anthropic.DefaultHttpxClient(transport=transport, follow_redirects=False)
     return anthropic.Anthropic(
-        api_key=api_key,
-        base_url=base_url,
-        max_retries=0,
-        timeout=CALL_TIMEOUT,
-        open_telemetry=False,
-        http_client=anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False),
+        api_key=api_key, base_url=base_url, max_retries=0, timeout=CALL_TIMEOUT, open_telemetry=False, http_client=http_client
     )
 
 
@@ -419,20 +430,11 @@ def _read_chunks(response: httpx2.Response, what: str) -> Iterator[bytes]:
 
 
 def _to_batch(response: httpx2.Response, what: str) -> Batch:
-    found = _decode(response, _WireBatch, what)
-    counts = found.request_counts
-    since = found.cancel_initiated_at or found.created_at
+    return describe_batch(_decode(response, WireBatch, what), _read_date(response), read_retry_after(response.headers))
+
+
+def _read_date(response: httpx2.Response) -> datetime | None:
     try:
-        now = parsedate_to_datetime(response.headers.get("date", ""))
+        return parsedate_to_datetime(response.headers.get("date", ""))
     except (ValueError, TypeError):
-        now = since
-    return Batch(
-        id=found.id,
-        processing_status=found.processing_status,
-        requests=counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired,
-        created_at=found.created_at.astimezone(UTC),
-        ended_at=None if found.ended_at is None else found.ended_at.astimezone(UTC),
-        archived=found.archived_at is not None,
-        age_s=max(0.0, (now - since).total_seconds()),
-        retry_after_s=read_retry_after(response.headers),
-    )
+        return None

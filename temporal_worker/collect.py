@@ -7,16 +7,16 @@ the stream holds is counted, said, and never stored. Raw lines stay in the spool
 import logging
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from claude_batch_dagster.core.contract import BatchInput, Counts
 from claude_batch_dagster.core.errors import RefusedError, RootError, VendorUnavailableError
-from claude_batch_dagster.core.outcome import is_retryable
+from claude_batch_dagster.core.outcome import choose_again
 from claude_batch_dagster.core.request import parse_custom_id, short_name
 from claude_batch_dagster.core.response import Decoder, PriceUsage, Response, read_result_line
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAwait, Mode, Settled, next_step
 from claude_batch_dagster.storage.plans import append_submission, read_shard, read_submission, read_task
 from claude_batch_dagster.storage.responses import write_responses
@@ -47,7 +47,7 @@ class Collector:
     price_usage: PriceUsage
 
     def collect(self, batch: BatchInput, ended: Batch, report: Callable[[str], None]) -> Counts:
-        """Store every response of an ended batch, then close its shard. Collecting again writes the same files.
+        """Store every response of an ended batch, then close its shard, unless it is a stray. Collecting again writes the same files.
 
         Args:
             batch: The batch and its shard.
@@ -68,7 +68,8 @@ class Collector:
             else:
                 results = self._fetch_whole(batch, expected, scratch / "results.jsonl", report)
             counts = _store_responses(root, batch, ended, expected, results, decoders, report)
-        _close_shard(root, batch)
+        if not batch.stray:
+            _close_shard(root, batch)
         return counts
 
     def _fetch_whole(self, batch: BatchInput, expected: "_Requests", spool: Path, report: Callable[[str], None]) -> "_Results":
@@ -118,10 +119,12 @@ class _Requests:
     Attributes:
         custom_ids: Place of each custom_id.
         tasks: Index, in the plan's tasks, of each request's task.
+        max_tokens: Of each request where it is asked again, and may have been raised; else empty, as its task says.
     """
 
     custom_ids: dict[str, int]
     tasks: "array[int]"
+    max_tokens: "array[int]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +156,7 @@ class _Tally:
         self.seen[place] = 1
         self.by_outcome[response.outcome] = self.by_outcome.get(response.outcome, 0) + 1
         for name, value in (
-            ("retryable", int(is_retryable(response.outcome, response.error))),
+            ("retryable", int(choose_again(response.outcome, response.error) is not None)),
             ("input_tokens", response.input_tokens),
             ("output_tokens", response.output_tokens),
             ("cache_read_tokens", response.cache_read_tokens),
@@ -168,9 +171,17 @@ class _Responses(Sequence[Response]):
     """The responses to one task, decoded from the spool as they are asked for, so that no batch is ever whole in memory."""
 
     def __init__(
-        self, places: "array[int]", keys: Sequence[str], results: _Results, spool: BinaryIO | None, decoder: Decoder, tally: _Tally
+        self,
+        places: "array[int]",
+        keys: Sequence[str],
+        max_tokens: "array[int]",
+        results: _Results,
+        spool: BinaryIO | None,
+        decoder: Decoder,
+        tally: _Tally,
     ) -> None:
         self._places = places
+        self._max_tokens = max_tokens
         self._keys = keys
         self._results = results
         self._spool = spool
@@ -202,6 +213,8 @@ class _Responses(Sequence[Response]):
         else:
             self._spool.seek(start)
             response = self._decoder.decode_result(request_key, read_result_line(self._spool.readline()).result)
+        if self._max_tokens:
+            response = replace(response, max_tokens=self._max_tokens[place])
         self._tally.count(place, response)
         return response
 
@@ -211,11 +224,14 @@ def _read_requests(root: OpenRoot, batch: BatchInput) -> _Requests:
     names = {short_name(task.name): place for place, task in enumerate(root.entry.tasks)}
     custom_ids: dict[str, int] = {}
     tasks = array("i")
+    max_tokens = array("q")
     try:
         for line in iter_lines(root.store.stream(shard.path)):
             custom_id = line_custom_id(line)
             custom_ids[custom_id] = len(tasks)
             tasks.append(names[parse_custom_id(custom_id).name])
+            if batch.round > 1:
+                max_tokens.append(line_max_tokens(line))
     except FileNotFoundError as error:
         raise RootError(
             f"{root.store.uri}/{shard.path} is missing: the root lost its records. Batch {batch.batch_id} is not collected without them, "
@@ -226,7 +242,7 @@ def _read_requests(root: OpenRoot, batch: BatchInput) -> _Requests:
             f"{root.store.uri}/{shard.path} holds {len(custom_ids):,} requests, the plan says {shard.requests:,}. "
             f"Batch {batch.batch_id} is not collected. Restore the file."
         )
-    return _Requests(custom_ids=custom_ids, tasks=tasks)
+    return _Requests(custom_ids=custom_ids, tasks=tasks, max_tokens=max_tokens)
 
 
 def _index_spool(spool: Path, expected: _Requests) -> _Results:
@@ -281,7 +297,7 @@ def _store_responses(
                 batch_id=batch.batch_id,
                 round_number=batch.round,
                 answered_at=ended.ended_at or ended.created_at,
-                responses=_Responses(places, keys, results, spool, decoder, tally),
+                responses=_Responses(places, keys, expected.max_tokens, results, spool, decoder, tally),
             )
     finally:
         if spool is not None:

@@ -8,7 +8,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.workflow import ActivityCancellationType
 
-from claude_batch_dagster.core.errors import ClaudeBatchError, TerminalError, TransientError
+from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError, RootError, SpendLimitError, TerminalError, TransientError
 
 NON_RETRYABLE_TYPES = (
     "PayloadsTooLarge",
@@ -26,6 +26,8 @@ NON_RETRYABLE_TYPES = (
 )
 """Besides our own terminal errors: Temporal retries a result that is too large for ever, and a bug fails the same way each time."""
 
+MENDED_BY_PEOPLE = (CredentialsError.__name__, RootError.__name__, SpendLimitError.__name__)
+"""Errors that a run waits out once it has begun, with a question."""
 BATCH_IN_PROGRESS = "BatchInProgress"
 WORKER_BUSY = "WorkerBusy"
 
@@ -60,12 +62,19 @@ POLICIES: dict[str, ActivityPolicy] = {
     "open_run": ActivityPolicy(start_to_close_s=1_800),
     # A canceled submit may have created its batch: what it did has to be known before anything is closed.
     "submit": ActivityPolicy(start_to_close_s=1_800, heartbeat_s=30, longest_retry_s=300, waits_for_cancel=True),
+    "find_candidates": ActivityPolicy(start_to_close_s=1_800),
+    "settle": ActivityPolicy(start_to_close_s=7_200, first_retry_s=5, backoff=1),
+    # A person waits for it.
+    "adopt_batch": ActivityPolicy(start_to_close_s=1_800, schedule_to_close_s=1_800, attempts=5),
     # The vendor keeps results for 29 days; its outages and ours are waited out. Not yet ended is a failure with a pause of its own.
     "see_through": ActivityPolicy(start_to_close_s=7_200, schedule_to_close_s=29 * 86_400, first_retry_s=5, backoff=1),
     "cancel_batches": ActivityPolicy(start_to_close_s=600, attempts=20),
     "close_shards": ActivityPolicy(start_to_close_s=1_800),
     "open_round": ActivityPolicy(start_to_close_s=7_200),
     "finish_run": ActivityPolicy(start_to_close_s=7_200),
+    # A stretch is short, but one batch of it may be large.
+    "harvest": ActivityPolicy(start_to_close_s=7_200, heartbeat_s=30),
+    "audit": ActivityPolicy(start_to_close_s=7_200, heartbeat_s=30),
     # A person waits for it.
     "examine_vendor": ActivityPolicy(start_to_close_s=25, schedule_to_close_s=30, attempts=2),
 }

@@ -1,7 +1,8 @@
 """Tries new tasks on a sample text before their first batch: one request each through the Messages API, whose answer must decode.
 
-A task that was tried once, here or in another run, is not tried again: `preflights/{task_key}.json` says so. Between the vendor's reply
-and this record a worker may die; the next one asks again, at the price of one short request.
+A task that was tried once, here or in another run, is not tried again: `preflights/{task_key}.json` says so. What a try cost stands in
+`plans/{run_id}/tried-{task_key}.json`, usable or not, and counts as the run's. Between the vendor's reply and this record a worker may die;
+the next one asks again, at the price of one short request.
 """
 
 import logging
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError
+from claude_batch_dagster.core.models import FULL_PRICE
 from claude_batch_dagster.core.outcome import Outcome
-from claude_batch_dagster.core.records import PreflightRecord, PreflightRef
+from claude_batch_dagster.core.records import ModelUsage, PreflightRecord, PreflightRef, TriedRecord
 from claude_batch_dagster.core.request import KEY_BYTES
 from claude_batch_dagster.core.response import Decoder, PriceUsage, Response
 from claude_batch_dagster.fault_points import reach
 from claude_batch_dagster.storage.plans import read_task
+from claude_batch_dagster.storage.tries import read_tried, write_tried
 from temporal_worker.root import OpenRoot
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FULL_PRICE = 2
-"""The Messages API costs twice the batch price, caches included. Source: platform.claude.com pricing (checked 2026-11-22)."""
 SAMPLE_KEY = bytes(KEY_BYTES)
 NOTHING_SENT = "Nothing was sent to the Message Batches API."
 
@@ -61,12 +62,15 @@ class Preflights:
         for ref in root.entry.preflights:
             if root.store.exists(preflight_path(ref.task_key)):
                 continue
-            problem = self._try_task(root, ref)
-            if problem is not None:
-                return f"Task {names.get(ref.task_key, ref.task_key)!r}: {problem}"
+            match read_tried(root.store, root.entry.run_id, ref.task_key) or self._try_task(root, ref):
+                case TriedRecord(problem=None) as tried:
+                    root.store.put_if_absent(preflight_path(ref.task_key), msgspec.json.encode(_to_preflight(tried)))
+                case TriedRecord(problem=problem) | problem:
+                    return f"Task {names.get(ref.task_key, ref.task_key)!r}: {problem}"
         return None
 
-    def _try_task(self, root: OpenRoot, ref: PreflightRef) -> str | None:
+    def _try_task(self, root: OpenRoot, ref: PreflightRef) -> TriedRecord | str:
+        """Ask, and record what was paid; return why nobody answered where nothing was."""
         params = root.store.get(ref.path)
         if params is None:
             raise RootError(f"{root.store.uri}/{ref.path} is missing: the root lost its records. Nothing was sent. Restore the folder.")
@@ -80,32 +84,57 @@ class Preflights:
             return f"{error} {NOTHING_SENT} {_advise(error)}"
         reach("preflight.after")
         answered = decoder.decode_result(SAMPLE_KEY, b'{"type":"succeeded","message":%b}' % message)
-        cost = None if answered.cost_nano_usd is None else FULL_PRICE * answered.cost_nano_usd
-        if answered.outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
-            return _explain(answered, cost)
-        record = PreflightRecord(
+        usage = _to_usage(answered)
+        record = TriedRecord(
             task_key=ref.task_key,
-            model=answered.model or "",
             answered_at=self.clock().isoformat(timespec="seconds"),
             outcome=answered.outcome,
             stop_reason=answered.stop_reason,
-            input_tokens=answered.input_tokens + answered.cache_read_tokens + answered.cache_write_tokens,
-            output_tokens=answered.output_tokens,
-            cost_nano_usd=cost,
+            usage=usage,
+            problem=None if answered.outcome in (Outcome.SUCCEEDED, Outcome.REFUSED) else _explain(answered, usage),
         )
-        root.store.put_if_absent(preflight_path(ref.task_key), msgspec.json.encode(record))
+        write_tried(root.store, root.entry.run_id, record)
         log.info("batch run %s: task %s was tried on a sample text: %s", root.entry.label, ref.task_key, answered.outcome)
+        return record
+
+
+def _to_usage(answered: Response) -> ModelUsage | None:
+    if answered.model is None:
         return None
+    return ModelUsage(
+        model=answered.model,
+        over_100k=answered.over_100k,
+        requests=1,
+        input_tokens=answered.input_tokens,
+        output_tokens=answered.output_tokens,
+        cache_read_tokens=answered.cache_read_tokens,
+        cache_write_tokens=answered.cache_write_tokens,
+        cost_nano_usd=None if answered.cost_nano_usd is None else FULL_PRICE * answered.cost_nano_usd,
+    )
 
 
-def _explain(answered: Response, cost_nano_usd: int | None) -> str:
+def _to_preflight(tried: TriedRecord) -> PreflightRecord:
+    usage = tried.usage
+    return PreflightRecord(
+        task_key=tried.task_key,
+        model=usage.model if usage else "",
+        answered_at=tried.answered_at,
+        outcome=tried.outcome,
+        stop_reason=tried.stop_reason,
+        input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens if usage else 0,
+        output_tokens=usage.output_tokens if usage else 0,
+        cost_nano_usd=usage.cost_nano_usd if usage else None,
+    )
+
+
+def _explain(answered: Response, usage: ModelUsage | None) -> str:
     if answered.outcome == Outcome.TRUNCATED:
         what = f"was cut after {answered.output_tokens:,} output tokens, max_tokens is {answered.max_tokens:,}, thinking included"
         advice = "Raise max_tokens, or lower effort"
     else:
         what = f"cannot be used: {answered.error}"
         advice = "Change the schema, the prompt or the model"
-    price = "" if cost_nano_usd is None else f" (the try cost ${cost_nano_usd / 1e9:.6f})"
+    price = "" if usage is None or usage.cost_nano_usd is None else f" (the try cost ${usage.cost_nano_usd / 1e9:.6f})"
     return f"the answer to the try of a sample text {what}. {NOTHING_SENT[:-1]}{price}. {advice}; to send without a try: --no-preflight."
 
 

@@ -30,11 +30,13 @@ def open_root(store: Store, *, number: int, run_id: str) -> OpenRoot:
     """
     record = read_root(store)
     if record is None:
-        raise RootError(f"{store.uri}/root.json is missing: the root lost its records. Nothing is sent. Restore the folder.")
+        raise RootError(
+            f"{store.uri}/root.json is missing: the root lost its records. Nothing is sent. Restore the folder, or: claude-batch recover"
+        )
     entry = read_entry(store, number)
     if entry.run_id != run_id:
         raise RootError(
-            f"{store.uri}/log/{number}.json is of run {entry.run_id}, not of {run_id}: the root was replaced. Nothing is sent. Restore the folder."
+            f"{store.uri}/log/{number}.json is of run {entry.run_id}, not of {run_id}: the root was replaced. Nothing is sent. Restore the folder, or: claude-batch recover"
         )
     return OpenRoot(store=store, record=record, entry=entry)
 

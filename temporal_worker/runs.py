@@ -1,12 +1,10 @@
 """What is done to a run as a whole: open it, close shards that are not bought, open the next round, finish. PROTOCOL, "A run"."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from claude_batch_dagster.core.contract import (
@@ -19,34 +17,32 @@ from claude_batch_dagster.core.contract import (
     OpenedRound,
     OpenedRun,
     OpenInput,
-    ParkedShard,
     RoundInput,
     RunReport,
 )
-from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, RunError
-from claude_batch_dagster.core.outcome import Outcome, is_retryable
-from claude_batch_dagster.core.records import DoneRecord, LogEntry, RoundRecord, ShardRef
-from claude_batch_dagster.core.request import parse_custom_id, short_name
+from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, RunError, SpendLimitError
+from claude_batch_dagster.core.outcome import Outcome
+from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.response import PriceUsage
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id
 from claude_batch_dagster.core.submission import (
     Accepted,
     Closed,
     CloseReason,
+    DoAsk,
     DoAwait,
     DoClose,
     DoSend,
     Mode,
-    Record,
     Settled,
     Unknown,
     next_step,
 )
-from claude_batch_dagster.storage.keys import Keys, pack_keys, read_owned_keys
+from claude_batch_dagster.storage.keys import Keys, read_owned_keys
 from claude_batch_dagster.storage.plans import (
     append_submission,
     batch_ids,
     last_round,
+    list_strays,
     list_submissions,
     read_done,
     read_round,
@@ -54,15 +50,13 @@ from claude_batch_dagster.storage.plans import (
     read_submission,
     read_task,
     write_done,
-    write_round,
 )
 from claude_batch_dagster.storage.responses import Answers
-from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
 from temporal_worker.capabilities import find_mismatch
 from temporal_worker.preflight import Preflights
 from temporal_worker.root import OpenRoot, check_endpoint, check_workspace, explain_endpoint, open_root
-from temporal_worker.submit import explain_unknown
+from temporal_worker.rounds import check_closed, open_round
 from temporal_worker.usage import read_usage, sum_cost
 from temporal_worker.vendor import Batch
 
@@ -72,8 +66,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK_REQUESTS = 8_192
-BYTES_PER_TOKEN = 2
-"""Of the worst case: input at one token per two UTF-8 bytes of a request's params."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +102,12 @@ class Runs:
         return OpenedRun(
             round=current.round,
             shards=len(current.shards),
-            requests=root.entry.keys.count,
             max_in_flight_batches=root.entry.max_in_flight_batches,
             failure=self._find_failure(root) if run.mode is Mode.RUN else None,
         )
 
     def close_shards(self, close: CloseInput) -> ClosedShards:
-        """Close every shard of a round, from one on, of which nothing lives at the vendor; return the others.
+        """Close every shard of a round of which nothing lives at the vendor; return the others.
 
         Raises:
             RootError: Terminal.
@@ -124,16 +115,16 @@ class Runs:
         root = open_root(self.open_store(close.root), number=close.number, run_id=close.run_id)
         current = read_round(root.store, root.entry, close.round)
         live: list[LiveShard] = []
-        parked: list[ParkedShard] = []
-        for shard in range(close.first, len(current.shards) if current else 0):
-            match self._close_shard(root, close, shard):
-                case LiveShard() as found:
-                    live.append(found)
-                case ParkedShard() as found:
-                    parked.append(found)
-                case None:
+        unknown: list[int] = []
+        for shard in range(len(current.shards) if current else 0):
+            match _close_shard(root, close, shard):
+                case DoAwait(batch_id=batch_id):
+                    live.append(LiveShard(shard=shard, batch_id=batch_id))
+                case Unknown():
+                    unknown.append(shard)
+                case Settled():
                     pass
-        return ClosedShards(live=tuple(live), parked=tuple(parked))
+        return ClosedShards(live=tuple(live), unknown=tuple(unknown))
 
     def open_round(self, ask: RoundInput) -> OpenedRound:
         """Open a round with what is retryable and unanswered in the store, or the empty one that ends the run.
@@ -142,14 +133,7 @@ class Runs:
             RootError: Terminal.
         """
         root = open_root(self.open_store(ask.root), number=ask.number, run_id=ask.run_id)
-        opened = read_round(root.store, root.entry, ask.round)
-        if opened is None:
-            # An open shard behind a further round would be out of everybody's sight.
-            _check_closed(root, list_submissions(root.store, ask.run_id))
-            shards = () if ask.empty or ask.round > root.entry.max_attempts else self._stage_round(root, ask.round)
-            # Another driver may have opened it meanwhile: then that one counts, and what was staged here is nobody's.
-            opened = write_round(root.store, ask.run_id, RoundRecord(round=ask.round, shards=shards))
-        return OpenedRound(shards=len(opened.shards), requests=sum(shard.requests for shard in opened.shards))
+        return open_round(root, ask, self.batches, self.price_usage)
 
     def finish_run(self, finish: FinishInput) -> RunReport:
         """Write `done` once everything that it speaks of is in the store.
@@ -162,11 +146,11 @@ class Runs:
         done = read_done(root.store, finish.number)
         if done is None:
             submissions = list_submissions(root.store, finish.run_id)
-            _check_closed(root, submissions)
+            check_closed(root, submissions)
             _check_last_round(root)
-            ids = batch_ids(submissions)
+            ids = [*batch_ids(submissions), *(stray.batch_id for stray in list_strays(root.store) if stray.run_id == finish.run_id)]
             endpoint = root.record.endpoint
-            usage = read_usage(root.store, endpoint, [task.task_key for task in root.entry.tasks], ids)
+            usage = read_usage(root.store, endpoint, [task.task_key for task in root.entry.tasks], ids, run_id=finish.run_id)
             record = DoneRecord(
                 run_id=finish.run_id,
                 finished_at=self.clock().isoformat(timespec="seconds"),
@@ -199,21 +183,25 @@ class Runs:
             RootError: Terminal.
         """
         root = open_root(self.open_store(batch.root), number=batch.number, run_id=batch.run_id)
+        known = {stray.batch_id: stray.found_at for stray in list_strays(root.store)}
         for record in read_submission(root.store, batch.run_id, batch.round, batch.shard):
-            if isinstance(record, Accepted) and record.id == batch.batch_id:
-                created_at = datetime.fromisoformat(record.created_at)
-                requests = read_shard(root.store, root.entry, batch.round, batch.shard).requests
-                return Batch(
-                    id=record.id,
-                    processing_status="ended",
-                    requests=requests,
-                    created_at=created_at,
-                    ended_at=created_at,
-                    archived=True,
-                    age_s=0.0,
-                    retry_after_s=None,
-                )
-        raise RootError(f"{root.store.uri} has no record of batch {batch.batch_id}: the root lost its records. Restore the folder.")
+            if isinstance(record, Accepted):
+                known[record.id] = record.created_at
+        if batch.batch_id not in known:
+            raise RootError(
+                f"{root.store.uri} has no record of batch {batch.batch_id}: the root lost its records. Restore the folder, or: claude-batch recover"
+            )
+        created_at = datetime.fromisoformat(known[batch.batch_id])
+        return Batch(
+            id=batch.batch_id,
+            processing_status="ended",
+            requests=read_shard(root.store, root.entry, batch.round, batch.shard).requests,
+            created_at=created_at,
+            ended_at=created_at,
+            archived=True,
+            age_s=0.0,
+            retry_after_s=None,
+        )
 
     def _find_failure(self, root: OpenRoot) -> str | None:
         endpoint = self.batches.find_endpoint()
@@ -223,7 +211,7 @@ class Runs:
             check_workspace(root, self.batches.check_key_and_list().workspace_id)
             # What has begun was checked before its first POST, and is not stopped half way by what the vendor changed since.
             return None if list_submissions(root.store, root.entry.run_id) else self._find_unfit_task(root)
-        except (CredentialsError, RefusedError) as error:
+        except (CredentialsError, RefusedError, SpendLimitError) as error:
             return f"Batch run {root.entry.label} was not begun, nothing was sent: {error}"
 
     def _find_unfit_task(self, root: OpenRoot) -> str | None:
@@ -234,125 +222,18 @@ class Runs:
                 return mismatch
         return self.preflights.find_failure(root)
 
-    def _close_shard(self, root: OpenRoot, close: CloseInput, shard: int) -> LiveShard | ParkedShard | None:
-        while True:
-            step = next_step(read_submission(root.store, close.run_id, close.round, shard), Mode.DRAIN)
-            match step:
-                case Settled():
-                    return None
-                case DoAwait(batch_id=batch_id):
-                    return LiveShard(shard=shard, batch_id=batch_id)
-                case Unknown(send=send) if not close.abandon_unknown:
-                    return ParkedShard(shard=shard, question=explain_unknown(root.entry, shard, send))
-                case Unknown(send=send, slot=slot):
-                    log.warning("%s It is given up.", explain_unknown(root.entry, shard, send))
-                    self._close(root, close, shard, slot, CloseReason.ABANDONED)
-                case DoClose(slot=slot):
-                    self._close(root, close, shard, slot, CloseReason(close.reason))
-                case DoSend():
-                    raise AssertionError("a drain never sends")
-                case _:
-                    assert_never(step)
 
-    def _close(self, root: OpenRoot, close: CloseInput, shard: int, slot: int, reason: CloseReason) -> None:
-        append_submission(root.store, close.run_id, close.round, shard, slot, Closed(reason=reason))
-
-    def _stage_round(self, root: OpenRoot, round_number: int) -> tuple[ShardRef, ...]:
-        check_endpoint(root, self.batches.find_endpoint())
-        entry = root.entry
-        previous = read_round(root.store, entry, round_number - 1)
-        assert previous is not None, "a round is opened after the one before it"
-        most_requests = max((shard.requests for shard in entry.shards), default=1)
-        with root.store.scratch() as scratch:
-            shards = self._stage_retryable(root, previous.shards, round_number, scratch, most_requests)
-        if not shards or entry.cost_nano_usd.cap is None:
-            return shards
-        ids = batch_ids(list_submissions(root.store, entry.run_id))
-        spent = sum_cost(read_usage(root.store, root.record.endpoint, [task.task_key for task in entry.tasks], ids))
-        worst = _sum_worst(shards)
-        if spent is None or worst is None or spent + worst > entry.cost_nano_usd.cap:
-            log.warning(
-                "batch run %s: round %d is not opened: its worst case of %s nano-USD and the %s spent exceed the cap of %d",
-                entry.label,
-                round_number,
-                worst,
-                spent,
-                entry.cost_nano_usd.cap,
-            )
-            return ()
-        return shards
-
-    def _stage_retryable(
-        self, root: OpenRoot, shards: Sequence[ShardRef], round_number: int, scratch: Path, max_requests: int
-    ) -> tuple[ShardRef, ...]:
-        entry = root.entry
-        stager = ShardStager(root.store, run_id=entry.run_id, round_number=round_number, scratch=scratch, max_requests=max_requests)
-        own = batch_ids(list_submissions(root.store, entry.run_id))
-        tasks = {short_name(task.name): _AskedTask.read(root, task.task_key, own) for task in entry.tasks}
-        for shard in shards:
-            lines = iter_lines(root.store.stream(shard.path))
-            while chunk := list(islice(lines, CHUNK_REQUESTS)):
-                for line, task in _pick_retryable(chunk, tasks):
-                    stager.add(line, task.price_worst(line, self.price_usage))
-        return stager.finish()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AskedTask:
-    model: str
-    max_tokens: int
-    answers: Answers
-
-    @classmethod
-    def read(cls, root: OpenRoot, task_key: str, batch_ids: Collection[str]) -> "_AskedTask":
-        document = read_task(root.store, task_key)
-        return cls(
-            model=str(document["model"]),
-            max_tokens=int(str(document["max_tokens"])),
-            answers=Answers(root.store, root.record.endpoint, task_key, batch_ids=batch_ids),
-        )
-
-    def price_worst(self, line: bytes, price_usage: PriceUsage) -> int | None:
-        return price_usage(
-            self.model,
-            input_tokens=-(-len(line) // BYTES_PER_TOKEN),
-            output_tokens=self.max_tokens,
-            cache_read_tokens=0,
-            cache_write_5m_tokens=0,
-            cache_write_1h_tokens=0,
-        )
-
-
-def _pick_retryable(lines: Sequence[bytes], tasks: dict[str, _AskedTask]) -> Iterator[tuple[bytes, _AskedTask]]:
-    ids = [parse_custom_id(line_custom_id(line)) for line in lines]
-    retryable = bytearray(len(lines))
-    for name, task in tasks.items():
-        places = [place for place, custom_id in enumerate(ids) if custom_id.name == name]
-        keys = pack_keys([bytes.fromhex(ids[place].request_key) for place in places])
-        for place, (outcome, error) in zip(places, task.answers.outcomes(keys), strict=True):
-            retryable[place] = outcome is not None and is_retryable(outcome, error)
-    return ((line, tasks[custom_id.name]) for line, custom_id, again in zip(lines, ids, retryable, strict=True) if again)
-
-
-def _sum_worst(shards: Sequence[ShardRef]) -> int | None:
-    parts = [shard.worst_nano_usd for shard in shards]
-    return None if None in parts else sum(part for part in parts if part is not None)
-
-
-def _check_closed(root: OpenRoot, submissions: dict[tuple[int, int], list[Record]]) -> None:
-    last = last_round(root.store, root.entry)
-    for round_number in range(1, last.round + 1):
-        current = read_round(root.store, root.entry, round_number)
-        for shard in range(len(current.shards) if current else 0):
-            records = submissions.get((round_number, shard), [])
-            if not records or not isinstance(records[-1], Closed):
-                tip = (
-                    "no record" if not records else f"batch {records[-1].id}" if isinstance(records[-1], Accepted) else "an open submission"
-                )
-                raise RunError(
-                    f"Batch run {root.entry.label} cannot finish: shard {shard} of round {round_number} ends with {tip}. Its requests stay its "
-                    f"own, no other run buys them. Mend the cause, then run again, or: claude-batch cancel {root.entry.label}"
-                )
+def _close_shard(root: OpenRoot, close: CloseInput, shard: int) -> DoAwait | Unknown | Settled:
+    while True:
+        match next_step(read_submission(root.store, close.run_id, close.round, shard), Mode.DRAIN):
+            case (Settled() | DoAwait() | Unknown()) as step:
+                return step
+            case DoClose(slot=slot):
+                append_submission(root.store, close.run_id, close.round, shard, slot, Closed(reason=CloseReason(close.reason)))
+            case DoSend() | DoAsk():
+                raise AssertionError("a drain never sends")
+            case step:
+                assert_never(step)
 
 
 def _check_last_round(root: OpenRoot) -> None:

@@ -1,4 +1,4 @@
-"""What the batches of a run used, read from what they left in the store."""
+"""What the batches of a run and its tries of new tasks used, read from what they left in the store."""
 
 from collections.abc import Sequence
 
@@ -10,20 +10,34 @@ from claude_batch_dagster.core.records import ModelUsage
 from claude_batch_dagster.core.response import LONG_PROMPT_TOKENS
 from claude_batch_dagster.storage.responses import responses_path
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.tries import list_tried
 
 TOKEN_COLUMNS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
 
-def read_usage(store: Store, endpoint: str, task_keys: Sequence[str], batch_ids: Sequence[str]) -> tuple[ModelUsage, ...]:
-    """Sum up by model, prompts over 100,000 tokens apart; requests that no model answered used nothing and are left out."""
-    sums: dict[tuple[str, bool], ModelUsage] = {}
+def read_usage(
+    store: Store, endpoint: str, task_keys: Sequence[str], batch_ids: Sequence[str], run_id: str | None = None
+) -> tuple[ModelUsage, ...]:
+    """Sum up by model, prompts over 100,000 tokens apart; requests that no model answered used nothing and are left out.
+
+    Args:
+        store: The root.
+        endpoint: Whose answers.
+        task_keys: Of the run's tasks.
+        batch_ids: The run's own.
+        run_id: Whose tries of new tasks are counted too, None for nobody's.
+    """
+    tries = {} if run_id is None else list_tried(store, run_id, task_keys)
+    parts = [tried.usage for tried in tries.values() if tried.usage is not None]
     for task_key in task_keys:
         for batch_id in batch_ids:
             path = responses_path(endpoint, task_key, batch_id)
             if store.exists(path):
-                for part in _sum_file(store, path):
-                    place = (part.model, part.over_100k)
-                    sums[place] = _add(sums[place], part) if place in sums else part
+                parts += _sum_file(store, path)
+    sums: dict[tuple[str, bool], ModelUsage] = {}
+    for part in parts:
+        place = (part.model, part.over_100k)
+        sums[place] = _add(sums[place], part) if place in sums else part
     return tuple(sums[place] for place in sorted(sums))
 
 

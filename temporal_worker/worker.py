@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -26,13 +27,18 @@ from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.endpoint import is_simulated
 from claude_batch_dagster.verbs.estimate import price_usage
 from temporal_worker.activities import BatchActivities
+from temporal_worker.audit import Auditor
 from temporal_worker.batches import DOCTOR_TIMEOUT, Batches
 from temporal_worker.collect import Collector
+from temporal_worker.errands import AdoptWorkflow, DoctorWorkflow
 from temporal_worker.examine import Examiner
+from temporal_worker.harvest import Harvester
 from temporal_worker.preflight import Preflights
+from temporal_worker.recovery import AuditWorkflow, RecoverWorkflow, RecoveryActivities
 from temporal_worker.runs import Runs
+from temporal_worker.settle import Settler
 from temporal_worker.submit import Submitter
-from temporal_worker.workflows import BatchRunWorkflow, DoctorWorkflow
+from temporal_worker.workflows import BatchRunWorkflow
 
 log = logging.getLogger("temporal_worker")
 
@@ -41,6 +47,13 @@ CONNECT_S = 30.0
 CONNECT_PAUSE_S = 0.5
 DEFAULT_POLL_S = 30.0
 LEAST_POLL_S = 0.2
+DEFAULT_SETTLE_S = 60.0
+DEFAULT_SEND_S = 15.0
+SECONDS = (
+    ("CLAUDE_BATCH_POLL_SECONDS", DEFAULT_POLL_S),
+    ("CLAUDE_BATCH_SETTLE_SECONDS", DEFAULT_SETTLE_S),
+    ("CLAUDE_BATCH_SEND_SECONDS", DEFAULT_SEND_S),
+)
 ACTIVITIES_AT_ONCE = 32
 GRACE = timedelta(seconds=30)
 BEAT_THROTTLE = timedelta(seconds=3)
@@ -56,6 +69,8 @@ class Settings:
         api_key: Never printed.
         base_url: None for Anthropic's own.
         poll_s: The shortest pause between two looks at a batch.
+        settle_s: After so long, and more for large bodies, a created batch is in the vendor's list.
+        send_s: What an upload may take besides its body's part.
         exit_with_parent: Whether the worker stops when its standard input ends.
     """
 
@@ -63,6 +78,8 @@ class Settings:
     base_url: str | None
     task_queue: str
     poll_s: float
+    settle_s: float = DEFAULT_SETTLE_S
+    send_s: float = DEFAULT_SEND_S
     exit_with_parent: bool = False
 
 
@@ -73,13 +90,7 @@ def read_settings(environ: Mapping[str, str], *, exit_with_parent: bool = False)
         UsageError: Terminal. A variable cannot be read.
         CredentialsError: Terminal. There is no key, and the vendor is not known to be the simulator.
     """
-    text = environ.get("CLAUDE_BATCH_POLL_SECONDS", "").strip()
-    try:
-        poll_s = float(text) if text else DEFAULT_POLL_S
-    except ValueError:
-        raise UsageError(
-            f"CLAUDE_BATCH_POLL_SECONDS is {text!r}, which is no number of seconds. The worker did not start. Write a number, for instance 30."
-        ) from None
+    poll_s, settle_s, send_s = (_read_seconds(environ, name, default_s) for name, default_s in SECONDS)
     base_url = environ.get("ANTHROPIC_BASE_URL") or None
     api_key = environ.get("ANTHROPIC_API_KEY") or None
     if api_key is None:
@@ -95,8 +106,23 @@ def read_settings(environ: Mapping[str, str], *, exit_with_parent: bool = False)
         base_url=base_url,
         task_queue=environ.get("CLAUDE_BATCH_TASK_QUEUE") or DEFAULT_TASK_QUEUE,
         poll_s=max(LEAST_POLL_S, poll_s),
+        settle_s=settle_s,
+        send_s=send_s,
         exit_with_parent=exit_with_parent,
     )
+
+
+def _read_seconds(environ: Mapping[str, str], name: str, default_s: float) -> float:
+    text = environ.get(name, "").strip()
+    try:
+        seconds = float(text) if text else default_s
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise UsageError(
+            f"{name} is {text!r}, which is no number of seconds. The worker did not start. Write a number, for instance {default_s:g}."
+        )
+    return seconds
 
 
 async def run_worker(settings: Settings) -> None:
@@ -128,25 +154,37 @@ def build_worker(client: Client, settings: Settings, batches: Batches, threads: 
     preflights = Preflights(batches=batches, price_usage=price, clock=_now)
     activities = BatchActivities(
         runs=Runs(open_store=Store, batches=batches, price_usage=price, preflights=preflights, clock=_now),
-        submitter=Submitter(open_store=Store, batches=batches, clock=_now),
+        submitter=Submitter(
+            open_store=Store, batches=batches, clock=_now, boot_s=_boot_s, send_s=settings.send_s, settle_s=settings.settle_s
+        ),
+        settler=Settler(open_store=Store, batches=batches, clock=_now),
         collector=Collector(open_store=Store, batches=batches, price_usage=price),
         batches=batches,
         examiner=Examiner(open_store=Store, batches=Batches(settings.api_key, settings.base_url, timeout=DOCTOR_TIMEOUT), clock=_now),
         poll_s=settings.poll_s,
     )
+    recovery = RecoveryActivities(
+        harvester=Harvester(open_store=Store, batches=batches, price_usage=price, clock=_now, poll_s=settings.poll_s),
+        auditor=Auditor(open_store=Store, batches=batches, clock=_now),
+    )
     return Worker(
         client,
         task_queue=settings.task_queue,
-        workflows=[BatchRunWorkflow, DoctorWorkflow],
+        workflows=[BatchRunWorkflow, AdoptWorkflow, DoctorWorkflow, RecoverWorkflow, AuditWorkflow],
         activities=[
             activities.open_run,
             activities.submit,
+            activities.find_candidates,
+            activities.settle,
+            activities.adopt_batch,
             activities.see_through,
             activities.cancel_batches,
             activities.close_shards,
             activities.open_round,
             activities.finish_run,
             activities.examine_vendor,
+            recovery.harvest,
+            recovery.audit,
         ],
         activity_executor=threads,
         max_concurrent_activities=ACTIVITIES_AT_ONCE,
@@ -201,6 +239,11 @@ def _wait_for_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> No
     while sys.stdin.buffer.read(4096):
         pass
     loop.call_soon_threadsafe(stop.set)
+
+
+def _boot_s() -> float:
+    """Return seconds on a clock that counts a suspended machine's sleep too, where the system has one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _now() -> datetime:

@@ -1,44 +1,43 @@
 """One batch run: a window over its shards, the rounds of what is asked again, and one way to finish for every end.
 
-The main coroutine only admits, waits and decides; each shard has a task of its own (submit, then see its batch through). So a cancel
-request reaches the main coroutine alone, and finds every submit still under way. The store decides what may be done (PROTOCOL); this
-driver may be killed, repeated or run twice.
+The main coroutine only admits, waits and decides; each shard has a task of its own:
+
+    submit ─▶ see its batch through
+       └─▶ nobody saw the end of its POST: wait, list, settle ─▶ submit again, which reads what was settled
+
+So a cancel request reaches the main coroutine alone, and finds every submit still under way. What only a person can decide or mend is
+parked with a question, and looked at again when they answer, or after a while. The store decides what may be done (PROTOCOL); this driver
+may be killed, repeated or run twice.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from claude_batch_dagster.core.contract import (
-        DOCTOR_WORKFLOW_TYPE,
+        LOOK_AGAIN_SIGNAL,
         PROGRESS_QUERY,
         WORKFLOW_TYPE,
-        BatchInput,
-        CancelInput,
-        ClosedShards,
-        CloseInput,
-        DoctorInput,
-        DoctorReport,
-        FinishInput,
+        Doubt,
         LiveShard,
         OpenedRun,
-        OpenInput,
         ParkedShard,
         Progress,
-        RoundInput,
         RunInput,
         RunReport,
         RunState,
-        ShardInput,
         Submitted,
     )
     from claude_batch_dagster.core.submission import CloseReason, Mode
-    from temporal_worker.activities import BatchActivities
-    from temporal_worker.policies import activity_options
+    from temporal_worker.policies import MENDED_BY_PEOPLE
+    from temporal_worker.steps import Steps, count_batches
+
+T = TypeVar("T")
 
 MOST_IN_FLIGHT = 200
 """More activities at once would not fit a workflow task."""
@@ -55,18 +54,24 @@ class BatchRunWorkflow:
         state = run.state or RunState()
         self._run = run
         self._opened = run.state is not None
-        self._round = state.round
-        self._shards = state.shards
+        self._steps = Steps(run)
+        self._steps.round = state.round
+        self._steps.shards = state.shards
         self._next_shard = state.next_shard
         self._live = {live.shard: live.batch_id for live in state.live}
-        self._parked = {parked.shard: parked.question for parked in state.parked}
+        self._parked: dict[int | str, str] = {parked.shard: parked.question for parked in state.parked if parked.shard not in self._live}
+        self._strays = {stray.batch_id: stray for stray in state.strays}
         self._submitted = state.submitted
         self._collected = state.collected
         self._counts = state.counts
         self._failure = state.failure
         self._max_in_flight = state.max_in_flight_batches
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._submitting: dict[int, bool] = {}
+        self._tasks: dict[int | str, asyncio.Task[None]] = {}
+        self._submitting: set[int] = set()
+        self._settling: set[int] = set()
+        self._question: str | None = None
+        self._paused = False
+        self._answered = bool(self._parked)
         self._rest_closed = False
         self._canceling = False
         self._moved = False
@@ -92,15 +97,21 @@ class BatchRunWorkflow:
     def progress(self) -> Progress:
         """Say where the run stands."""
         return Progress(
-            round=self._round,
-            shards=self._shards,
+            round=self._steps.round,
+            shards=self._steps.shards,
             submitted=self._submitted,
             collected=self._collected,
             in_progress=len(self._live),
             counts=self._counts,
             parked=self._list_parked(),
+            question=self._question,
             note=self._note,
         )
+
+    @workflow.signal(name=LOOK_AGAIN_SIGNAL)
+    def look_again(self) -> None:
+        """Look at once at what waits for a person: they answered."""
+        self._answered = True
 
     @property
     def _buys(self) -> bool:
@@ -114,21 +125,17 @@ class BatchRunWorkflow:
         while not self._is_over():
             await self._work_round()
             await self._open_next_round()
+        await self._keep_strays()
         return await self._finish("finished" if self._failure is None else "failed")
 
     def _is_over(self) -> bool:
-        return self._round > 1 and self._shards == 0
+        return self._steps.round > 1 and self._steps.shards == 0
 
     async def _open(self, mode: Mode) -> OpenedRun:
-        opened = await workflow.execute_activity_method(
-            BatchActivities.open_run,
-            OpenInput(root=self._run.root, number=self._run.number, run_id=self._run.run_id, mode=mode),
-            summary=f"open batch run r{self._run.number}",
-            **activity_options("open_run"),
-        )
+        opened = await self._steps.open(mode)
         self._opened = True
-        self._round = opened.round
-        self._shards = opened.shards
+        self._steps.round = opened.round
+        self._steps.shards = opened.shards
         self._max_in_flight = max(1, min(opened.max_in_flight_batches, MOST_IN_FLIGHT))
         self._failure = opened.failure
         return opened
@@ -137,80 +144,88 @@ class BatchRunWorkflow:
         """Take every shard of the round to its end."""
         for shard in self._live:
             self._start(shard, self._see_through(shard))
+        for batch_id in self._strays:
+            self._start(batch_id, self._keep_stray(batch_id))
+        alarm: asyncio.Task[None] | None = None
         while True:
-            while self._buys and self._next_shard < self._shards and len(self._tasks) < self._max_in_flight:
+            while self._buys and not self._paused and self._next_shard < self._steps.shards and len(self._tasks) < self._max_in_flight:
                 self._start(self._next_shard, self._drive(self._next_shard))
                 self._next_shard += 1
             self._say_note()
-            if self._tasks:
-                await workflow.wait(list(self._tasks.values()), return_when=asyncio.FIRST_COMPLETED)
-                self._reap()
-            elif not self._buys and not self._rest_closed:
+            if not (self._buys or self._rest_closed or self._submitting):
                 await self._close_rest()
-            elif self._parked:
-                await self._look_again()
+            elif self._tasks or self._parked:
+                if self._parked and alarm is None:
+                    alarm = asyncio.create_task(self._await_answer())
+                await workflow.wait([*self._tasks.values(), *([alarm] if alarm else [])], return_when=asyncio.FIRST_COMPLETED)
+                self._reap()
+                if alarm is not None and alarm.done():
+                    alarm = None
+                    self._take_up_parked()
             else:
-                return
+                break
             await self._continue_as_new_where_long()
+        if alarm is not None:
+            alarm.cancel()
 
     async def _drive(self, shard: int) -> None:
-        submitted = await self._submit(shard)
-        if submitted is None:
+        while (submitted := await self._submit(shard)) is not None:
+            self._moved = True
+            settled = submitted if submitted.doubt is None else await self._settle(shard, submitted.doubt)
+            if settled is None:
+                return
+            if settled.again:
+                continue
+            if settled.question is not None:
+                self._parked[shard] = settled.question
+            elif settled.batch_id is not None:
+                await self._take_batch(shard, settled.batch_id)
             return
-        self._moved = True
-        if submitted.question is not None:
-            self._parked[shard] = submitted.question
-        elif submitted.batch_id is not None:
-            self._submitted += 1
-            self._live[shard] = submitted.batch_id
-            self._say_note()
-            if not self._canceling:
-                await self._see_through(shard)
+
+    async def _take_batch(self, shard: int, batch_id: str) -> None:
+        self._submitted += 1
+        self._live[shard] = batch_id
+        self._say_note()
+        if self._canceling:
+            if not self._rest_closed:
+                return
+            # It was found after the others were canceled.
+            await self._cancel_at_vendor([batch_id])
+        await self._see_through(shard)
 
     async def _submit(self, shard: int) -> Submitted | None:
-        """Return what became of a submit, None where it was canceled or refused: then nothing was sent."""
-        self._submitting[shard] = True
+        """Return what became of a submit, None where it was canceled, paused or refused: then nothing was sent."""
+        self._submitting.add(shard)
         try:
-            return await workflow.execute_activity_method(
-                BatchActivities.submit,
-                ShardInput(
-                    root=self._run.root,
-                    number=self._run.number,
-                    run_id=self._run.run_id,
-                    round=self._round,
-                    shard=shard,
-                    mode=Mode.RUN if self._buys else Mode.DRAIN,
-                ),
-                summary=f"submit {self._name(shard)}",
-                **activity_options("submit"),
-            )
+            return await self._steps.submit(shard, Mode.RUN if self._buys else Mode.DRAIN)
         except (ActivityError, asyncio.CancelledError) as error:
-            if not is_cancelled_exception(error):
-                self._fail(error)
+            self._take_failure(shard, error)
             return None
         finally:
-            del self._submitting[shard]
+            self._submitting.discard(shard)
+
+    async def _settle(self, shard: int, doubt: Doubt) -> Submitted | None:
+        """Find out what became of a POST whose end nobody saw; None where that was canceled or paused."""
+        self._settling.add(shard)
+        self._say_note()
+        try:
+            await workflow.sleep(doubt.wait_s, summary=f"until the batch of {self._steps.name(shard)}, if there is one, is listed")
+            found = await self._steps.find_candidates(shard, doubt.slot)
+            if found.question is not None:
+                return Submitted(question=found.question)
+            return await self._steps.settle(shard, doubt.slot, found.batch_ids)
+        except (ActivityError, asyncio.CancelledError) as error:
+            self._take_failure(shard, error)
+            return None
+        finally:
+            self._settling.discard(shard)
 
     async def _see_through(self, shard: int) -> None:
         """Wait for a batch's end and collect it; a dropped one stays live."""
-        batch_id = self._live[shard]
         try:
-            counts = await workflow.execute_activity_method(
-                BatchActivities.see_through,
-                BatchInput(
-                    root=self._run.root,
-                    number=self._run.number,
-                    run_id=self._run.run_id,
-                    round=self._round,
-                    shard=shard,
-                    batch_id=batch_id,
-                ),
-                summary=f"see {batch_id} through, {self._name(shard)}",
-                **activity_options("see_through"),
-            )
+            counts = await self._steps.see_through(shard, self._live[shard])
         except (ActivityError, asyncio.CancelledError) as error:
-            if not is_cancelled_exception(error):
-                self._fail(error)
+            self._take_failure(shard, error)
             return
         del self._live[shard]
         self._moved = True
@@ -218,32 +233,87 @@ class BatchRunWorkflow:
         self._counts = self._counts.plus(counts)
         self._say_note()
 
-    def _fail(self, error: BaseException) -> None:
-        """Send nothing more: submits under way are called off, live batches are seen through."""
-        text = _tell_cause(error)
-        if self._failure is not None or self._canceling:
-            workflow.logger.warning("%s", text)
+    async def _keep_strays(self) -> None:
+        """Wait for the strays that the last look found, when no shard is left."""
+        self._rest_closed = True
+        await self._work_round()
+
+    async def _keep_stray(self, batch_id: str) -> None:
+        """Keep what a batch answered that came too late; its shard goes its own way."""
+        try:
+            await self._steps.keep_stray(self._strays[batch_id])
+        except (ActivityError, asyncio.CancelledError) as error:
+            self._take_failure(batch_id, error)
             return
-        self._failure = text
-        for shard in self._submitting:
-            self._tasks[shard].cancel()
+        del self._strays[batch_id]
+
+    def _take_failure(self, work: int | str, error: BaseException) -> None:
+        """Park what people have to mend; else send nothing more: submits under way are called off, live batches are seen through."""
+        if is_cancelled_exception(error):
+            return
+        text = _tell_cause(error)
+        if _find_kind(error) in MENDED_BY_PEOPLE:
+            self._parked[work] = self._ask_to_mend(text)
+            self._paused = True
+        elif self._failure is not None or self._canceling:
+            workflow.logger.warning("%s", text)
+        else:
+            self._failure = text
+            for shard in self._submitting:
+                self._tasks[shard].cancel()
 
     async def _close_rest(self) -> None:
-        closed = await self._close_shards(CloseReason.DRAINED, abandon_unknown=False)
+        closed = await self._insist(lambda: self._steps.close_shards(CloseReason.CANCELED if self._canceling else CloseReason.DRAINED))
+        found = [live for live in closed.live if live.shard not in self._live]
+        self._submitted += len(found)
+        self._live |= {live.shard: live.batch_id for live in closed.live}
         self._rest_closed = True
-        self._next_shard = self._shards
-        self._parked = {parked.shard: parked.question for parked in closed.parked}
+        self._paused = False
+        self._next_shard = self._steps.shards
+        self._parked = {work: question for work, question in self._parked.items() if isinstance(work, str)}
+        if self._canceling:
+            await self._cancel_at_vendor([live.batch_id for live in found])
         for live in closed.live:
-            self._start(live.shard, self._see_through(live.shard))
+            if live.shard not in self._tasks:
+                self._start(live.shard, self._see_through(live.shard))
+        for shard in closed.unknown:
+            if shard not in self._tasks:
+                self._start(shard, self._drive(shard))
 
-    async def _look_again(self) -> None:
-        """Wait, then look whether somebody settled what is not known: a slow sender, or a person."""
-        await workflow.sleep(self._look_again_s, summary="a person decides: claude-batch status shows the question")
-        self._look_again_s = min(2 * self._look_again_s, LONGEST_LOOK_AGAIN_S)
+    async def _await_answer(self) -> None:
+        """Wait until a person answered, or until it is time to look whether something was mended or settled without a word."""
+        try:
+            about = "a person decides: claude-batch status shows the question"
+            await workflow.wait_condition(lambda: self._answered, timeout=self._look_again_s, timeout_summary=about)
+        except TimeoutError:
+            self._look_again_s = min(2 * self._look_again_s, LONGEST_LOOK_AGAIN_S)
+        self._answered = False
+
+    def _take_up_parked(self) -> None:
+        self._paused = False
         self._moved = True
-        for shard in list(self._parked):
-            del self._parked[shard]
-            self._start(shard, self._drive(shard))
+        parked, self._parked = self._parked, {}
+        for work in parked:
+            if isinstance(work, str):
+                self._start(work, self._keep_stray(work))
+            else:
+                self._start(work, self._see_through(work) if work in self._live else self._drive(work))
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return what a step returns, asking people meanwhile to mend what only they can."""
+        while True:
+            try:
+                return await call()
+            except ActivityError as error:
+                if _find_kind(error) not in MENDED_BY_PEOPLE:
+                    raise
+                self._question = self._ask_to_mend(_tell_cause(error))
+                self._say_note()
+                await self._await_answer()
+                self._question = None
+
+    def _ask_to_mend(self, text: str) -> str:
+        return f"{text} The run looks again by itself, within the hour; at once with: claude-batch answer r{self._run.number} resume"
 
     async def _continue_as_new_where_long(self) -> None:
         """Hand the live list on where the history is long; pollers are dropped, since the next run looks at once."""
@@ -257,16 +327,12 @@ class BatchRunWorkflow:
         workflow.continue_as_new(replace(self._run, state=self._to_state()))
 
     async def _open_next_round(self) -> None:
-        number = self._round + 1
+        number = self._steps.round + 1
         self._note = f"opening round {number}"
-        opened = await workflow.execute_activity_method(
-            BatchActivities.open_round,
-            RoundInput(root=self._run.root, number=self._run.number, run_id=self._run.run_id, round=number, empty=not self._buys),
-            summary=f"open round {number}",
-            **activity_options("open_round"),
-        )
-        self._round = number
-        self._shards = opened.shards
+        opened = await self._insist(lambda: self._steps.open_round(number, empty=not self._buys))
+        self._steps.round = number
+        self._steps.shards = opened.shards
+        self._strays = {stray.batch_id: stray for stray in opened.strays}
         self._next_shard = 0
         self._live = {}
         self._parked = {}
@@ -274,12 +340,7 @@ class BatchRunWorkflow:
 
     async def _finish(self, outcome: str) -> RunReport:
         self._note = "finishing the run"
-        report = await workflow.execute_activity_method(
-            BatchActivities.finish_run,
-            FinishInput(root=self._run.root, number=self._run.number, run_id=self._run.run_id, outcome=outcome, error=self._failure),
-            summary=f"finish batch run r{self._run.number} as {outcome}",
-            **activity_options("finish_run"),
-        )
+        report = await self._insist(lambda: self._steps.finish(outcome, self._failure))
         self._note = f"the run is {outcome}"
         self._show_details()
         return report
@@ -293,72 +354,46 @@ class BatchRunWorkflow:
         if self._tasks:
             await workflow.wait(list(self._tasks.values()))
             self._reap()
+        # What is parked shows in the records, and so does a shard that was just being looked at.
+        self._parked, self._question, self._paused = {}, None, False
         if not self._opened and (await self._open(Mode.DRAIN)).report is not None:
             return
         while not self._is_over():
-            await self._cancel_at_vendor(self._live.values())
-            known = set(self._live.values())
-            closed = await self._close_shards(CloseReason.CANCELED, abandon_unknown=True)
-            self._parked = {}
-            await self._cancel_at_vendor(live.batch_id for live in closed.live if live.batch_id not in known)
-            for live in closed.live:
-                self._start(live.shard, self._see_through(live.shard))
-            if self._tasks:
-                await workflow.wait(list(self._tasks.values()))
-                self._reap()
+            await self._cancel_at_vendor(list(self._live.values()))
+            await self._work_round()
             await self._open_next_round()
+        await self._keep_strays()
         await self._finish("canceled")
 
-    async def _cancel_at_vendor(self, batch_ids: Iterable[str]) -> None:
-        ids = tuple(batch_ids)
-        if not ids:
+    async def _cancel_at_vendor(self, batch_ids: Sequence[str]) -> None:
+        if not batch_ids:
             return
         try:
-            await workflow.execute_activity_method(
-                BatchActivities.cancel_batches,
-                CancelInput(root=self._run.root, batch_ids=ids),
-                summary=f"cancel {count_batches(len(ids))} at the vendor",
-                **activity_options("cancel_batches"),
-            )
+            await self._steps.cancel(batch_ids)
         except ActivityError as error:
-            workflow.logger.warning("%d batches could not be canceled, they are collected as they end: %s", len(ids), error.cause)
+            workflow.logger.warning("%d batches could not be canceled, they are collected as they end: %s", len(batch_ids), error.cause)
 
-    async def _close_shards(self, reason: CloseReason, *, abandon_unknown: bool) -> ClosedShards:
-        closed = await workflow.execute_activity_method(
-            BatchActivities.close_shards,
-            CloseInput(
-                root=self._run.root,
-                number=self._run.number,
-                run_id=self._run.run_id,
-                round=self._round,
-                first=0,
-                reason=reason,
-                abandon_unknown=abandon_unknown,
-            ),
-            summary=f"close what was not sent of {self._shards} shards",
-            **activity_options("close_shards"),
-        )
-        self._submitted += sum(live.shard not in self._live for live in closed.live)
-        self._live |= {live.shard: live.batch_id for live in closed.live}
-        return closed
-
-    def _start(self, shard: int, work: Coroutine[object, object, None]) -> None:
-        self._tasks[shard] = asyncio.create_task(work)
+    def _start(self, name: int | str, work: Coroutine[object, object, None]) -> None:
+        """Give a shard, or a stray by its batch's id, a task of its own."""
+        self._tasks[name] = asyncio.create_task(work)
 
     def _reap(self) -> None:
-        for shard, task in list(self._tasks.items()):
+        for name, task in list(self._tasks.items()):
             if task.done():
-                del self._tasks[shard]
+                del self._tasks[name]
                 if not task.cancelled():
                     task.result()
 
     def _to_state(self) -> RunState:
+        parked = self._settling | {work for work in self._parked if isinstance(work, int)}
         return RunState(
-            round=self._round,
+            round=self._steps.round,
             next_shard=self._next_shard,
-            shards=self._shards,
+            shards=self._steps.shards,
             live=tuple(LiveShard(shard=shard, batch_id=batch_id) for shard, batch_id in self._live.items()),
-            parked=self._list_parked(),
+            # Whoever goes on takes these up at once.
+            parked=tuple(ParkedShard(shard=shard, question="") for shard in sorted(parked)),
+            strays=tuple(self._strays.values()),
             submitted=self._submitted,
             collected=self._collected,
             counts=self._counts,
@@ -367,43 +402,31 @@ class BatchRunWorkflow:
         )
 
     def _list_parked(self) -> tuple[ParkedShard, ...]:
-        return tuple(ParkedShard(shard=shard, question=question) for shard, question in self._parked.items())
-
-    def _name(self, shard: int) -> str:
-        return f"shard {shard + 1} of {self._shards}" + (f" in round {self._round}" if self._round > 1 else "")
+        shards = {work: self._strays[work].shard if isinstance(work, str) else work for work in self._parked}
+        return tuple(ParkedShard(shard=shards[work], question=question) for work, question in self._parked.items())
 
     def _say_note(self) -> None:
-        if self._canceling:
+        if self._canceling and not (self._parked or self._question):
             self._note = "canceling: batches are stopped at the vendor, what they answered is kept"
         elif self._failure is not None:
             self._note = "nothing more is sent, what was sent is collected"
         elif self._run.mode is Mode.DRAIN:
             self._note = "settling what is open, buying nothing"
-        elif self._parked and not self._tasks:
+        elif self._parked or self._question:
             self._note = "waiting for a person"
+        elif self._settling:
+            self._note = "finding out whether a batch was created: its reply got lost"
         else:
             self._note = f"{count_batches(len(self._live))} in progress, usually under 1 h, at most 24 h"
         self._show_details()
 
     def _show_details(self) -> None:
-        lines = [f"**{self._collected}/{max(self._submitted, self._collected)}** batches ended · round {self._round} · {self._note}"]
+        lines = [f"**{self._collected}/{max(self._submitted, self._collected)}** batches ended · round {self._steps.round} · {self._note}"]
         # Markdown takes a list only after an empty line.
         lines += ["", *(f"- {name}: {count:,}" for name, count in sorted(self._counts.by_outcome.items()))]
         lines += [f"\n**Failed**: {self._failure}"] if self._failure else []
-        lines += [f"\n**Question**: {question}" for question in self._parked.values()]
+        lines += [f"\n**Question**: {question}" for question in self.progress().questions]
         workflow.set_current_details("\n".join(lines))
-
-
-@workflow.defn(name=DOCTOR_WORKFLOW_TYPE)
-class DoctorWorkflow:
-    """Asks one worker what it sees of the vendor and the root: only the worker has the key."""
-
-    @workflow.run
-    async def run(self, ask: DoctorInput) -> DoctorReport:
-        """Return what the worker that took it found."""
-        return await workflow.execute_activity_method(
-            BatchActivities.examine_vendor, ask, summary="look at the vendor and the root", **activity_options("examine_vendor")
-        )
 
 
 def _tell_cause(error: BaseException) -> str:
@@ -411,9 +434,9 @@ def _tell_cause(error: BaseException) -> str:
     return str(getattr(cause, "message", None) or cause or error)
 
 
-def count_batches(count: int) -> str:
-    """Return a number of batches in words."""
-    return f"{count:,} batch" if count == 1 else f"{count:,} batches"
+def _find_kind(error: BaseException) -> str | None:
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return cause.type if isinstance(cause, ApplicationError) else None
 
 
 async def _finish_whatever_comes(work: Coroutine[object, object, None]) -> None:

@@ -48,7 +48,9 @@ RECORDED = {
     "test_drain_after_a_terminated_workflow_collects_what_lives": "drained",
     "test_cancel_stops_batches_at_the_vendor_and_keeps_their_answers": "canceled",
     "test_cancel_while_a_body_is_uploaded_cancels_the_batch_that_it_becomes": "canceled_in_upload",
-    "test_a_parked_shard_does_not_hold_the_others_up": "parked",
+    "test_a_shard_that_is_settled_does_not_hold_the_others_up": "settled",
+    "test_what_was_never_listed_is_asked_after_three_times_and_sent_on_an_answer": "parked",
+    "test_a_limit_that_is_reached_pauses_the_run_until_somebody_says_resume[spend-limit]": "paused",
     "test_a_refusal_in_mid_run_sees_live_batches_through_and_sends_no_more": "refused",
 }
 MODEL = "claude-haiku-5-5"
@@ -216,6 +218,8 @@ class Bench:
                 "TEMPORAL_ADDRESS": self.address,
                 "CLAUDE_BATCH_TASK_QUEUE": self.task_queue,
                 "CLAUDE_BATCH_POLL_SECONDS": "0.2",
+                "CLAUDE_BATCH_SETTLE_SECONDS": "1",
+                "CLAUDE_BATCH_SEND_SECONDS": "3",
                 "ANTHROPIC_BASE_URL": simulator.url,
                 "ANTHROPIC_API_KEY": key,
                 **self.environ,
@@ -305,6 +309,16 @@ class Driver:
 
     async def history(self, handle: WorkflowHandle[Any, RunReport]) -> WorkflowHistory:
         return await self.client.get_workflow_handle(handle.id).fetch_history()
+
+
+async def asked(driver: Driver, handle: "WorkflowHandle[Any, RunReport]") -> Progress:
+    """Wait until the run asks a person; return its progress then."""
+
+    async def asks() -> Progress | None:
+        progress = await driver.progress(handle)
+        return progress if progress.questions else None
+
+    return await until(asks)
 
 
 async def until(look: Callable[[], Awaitable[T | None]], timeout_s: float = END_S) -> T:

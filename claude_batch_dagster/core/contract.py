@@ -14,6 +14,10 @@ DEFAULT_TASK_QUEUE = "claude-batch"
 WORKFLOW_ID_PREFIX = "claude-batch/"
 DOCTOR_WORKFLOW_TYPE = "DoctorWorkflow"
 DOCTOR_ID_PREFIX = "claude-batch-doctor/"
+ADOPT_WORKFLOW_TYPE = "AdoptWorkflow"
+ADOPT_ID_PREFIX = "claude-batch-adopt/"
+LOOK_AGAIN_SIGNAL = "look_again"
+"""A person answered: what is parked or paused is looked at again at once."""
 
 
 def workflow_id(run_id: str) -> str:
@@ -27,6 +31,15 @@ class LiveShard:
 
     shard: int
     batch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """A batch that came after its shard was settled without it."""
+
+    batch_id: str
+    round: int
+    shard: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +99,7 @@ class RunState:
         submitted: Batches known so far, over all rounds.
         collected: Batches collected so far, over all rounds.
         counts: Of what was collected.
+        strays: Not collected yet.
         failure: Why nothing more is sent, None while all is well.
         max_in_flight_batches: How many shards may be submitted and not collected at once.
     """
@@ -98,6 +112,7 @@ class RunState:
     submitted: int = 0
     collected: int = 0
     counts: Counts = Counts()
+    strays: tuple[Stray, ...] = ()
     failure: str | None = None
     max_in_flight_batches: int = 1
 
@@ -149,6 +164,7 @@ class Progress:
         in_progress: Batches submitted and not collected.
         counts: Of what was collected.
         parked: Shards that wait for a person.
+        question: What the run as a whole waits for: a key, room on the disk, its records.
         note: One sentence on what the run does now.
     """
 
@@ -159,7 +175,14 @@ class Progress:
     in_progress: int = 0
     counts: Counts = Counts()
     parked: tuple[ParkedShard, ...] = ()
+    question: str | None = None
     note: str = ""
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What a person has to decide or mend, each once."""
+        told = [parked.question for parked in self.parked] + ([self.question] if self.question else [])
+        return tuple(dict.fromkeys(told))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +203,6 @@ class OpenedRun:
         report: Set where `done/{n}.json` exists already: there is nothing to do.
         round: The round to work on: the last one that has a record.
         shards: How many shards that round has.
-        requests: Requests that the run owns.
         max_in_flight_batches: How many shards may be submitted and not collected at once.
         failure: Set where nothing may be sent (the key is refused, a model is unknown): the run finishes as failed.
     """
@@ -188,7 +210,6 @@ class OpenedRun:
     report: RunReport | None = None
     round: int = 1
     shards: int = 0
-    requests: int = 0
     max_in_flight_batches: int = 1
     failure: str | None = None
 
@@ -206,23 +227,66 @@ class ShardInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """A submission whose end nobody saw.
+
+    Attributes:
+        slot: Where its end will be written.
+        wait_s: Seconds from now until its batch, if there is one, is in the vendor's list.
+    """
+
+    slot: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """Result of `submit`: exactly one of the three is set.
+    """Result of `submit` and of `settle`: one of them is set.
 
     Attributes:
         batch_id: The shard's batch, waiting to be seen through.
         closed: The shard is settled, for this CloseReason.
         question: What a person has to decide.
+        doubt: What has to be settled first.
+        again: The shard's records tell now: submit it again.
     """
 
     batch_id: str | None = None
     closed: str | None = None
     question: str | None = None
+    doubt: Doubt | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchInput:
-    """Input of `see_through`: one batch to poll to its end and collect."""
+class DoubtInput:
+    """Input of `find_candidates` and of `settle`.
+
+    Attributes:
+        slot: As the doubt says.
+        candidates: Ids of the batches that could be the shard's, as `find_candidates` found them.
+    """
+
+    root: str
+    number: int
+    run_id: str
+    round: int
+    shard: int
+    slot: int
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Result of `find_candidates`; a question where they are too many to tell."""
+
+    batch_ids: tuple[str, ...] = ()
+    question: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptInput:
+    """Input of the adopting workflow and of its activity: a person says that this batch is the shard's."""
 
     root: str
     number: int
@@ -230,6 +294,23 @@ class BatchInput:
     round: int
     shard: int
     batch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchInput:
+    """Input of `see_through`: one batch to poll to its end and collect.
+
+    Attributes:
+        stray: Whether the shard was settled without this batch: its answers are kept, the shard's records stay as they are.
+    """
+
+    root: str
+    number: int
+    run_id: str
+    round: int
+    shard: int
+    batch_id: str
+    stray: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,20 +323,17 @@ class CancelInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseInput:
-    """Input of `close_shards`: every shard of a round from `first` on.
+    """Input of `close_shards`: every shard of a round.
 
     Attributes:
         reason: drained | canceled: for shards of which nothing lives at the vendor.
-        abandon_unknown: Whether a POST whose end nobody saw is given up (closed as abandoned).
     """
 
     root: str
     number: int
     run_id: str
     round: int
-    first: int
     reason: str
-    abandon_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,11 +342,11 @@ class ClosedShards:
 
     Attributes:
         live: Shards that have a batch after all: see them through.
-        parked: Shards with a POST whose end nobody saw.
+        unknown: Shards with a POST whose end nobody saw: settle them.
     """
 
     live: tuple[LiveShard, ...] = ()
-    parked: tuple[ParkedShard, ...] = ()
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,10 +367,14 @@ class RoundInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedRound:
-    """Result of `open_round`; no shards means that the run is over."""
+    """Result of `open_round`; no shards means that the run is over.
+
+    Attributes:
+        strays: Of the run, not collected yet.
+    """
 
     shards: int = 0
-    requests: int = 0
+    strays: tuple[Stray, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

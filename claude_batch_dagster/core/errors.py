@@ -8,8 +8,9 @@ ClaudeBatchError
 │   ├── OutputError             an output that must not be written
 │   ├── RootError               a root that is not the one it should be, or cannot be written
 │   ├── CostError               the worst case exceeds the cap, or cannot be computed
-│   ├── CredentialsError        no key, or one that the vendor refuses
-│   ├── RefusedError            the vendor refused a request for good (a 4xx that creates nothing)
+│   ├── CredentialsError        no key, or one that the API does not accept
+│   ├── RefusedError            the API rejected a request for good (a 4xx that creates nothing)
+│   ├── SpendLimitError         the account may not spend more; nothing was created
 │   └── RunError                a batch run ended without its answers
 └── TransientError              worth trying again
     ├── VendorUnavailableError  429, 5xx, a connection that failed before anything could be accepted
@@ -69,11 +70,15 @@ class CostError(TerminalError):
 
 
 class CredentialsError(TerminalError):
-    """No key, or one that the vendor refuses."""
+    """No key, or one that the API does not accept."""
 
 
 class RefusedError(TerminalError):
-    """The vendor refused a request for good; nothing was created."""
+    """The API rejected a request for good; nothing was created."""
+
+
+class SpendLimitError(TerminalError):
+    """The account may not spend more; nothing was created."""
 
 
 class RunError(TerminalError):
@@ -94,7 +99,7 @@ class TransientError(ClaudeBatchError):
 
 
 class VendorUnavailableError(TransientError):
-    """The vendor did not answer, or said that it cannot now."""
+    """The API did not answer, or said that it cannot now."""
 
 
 class TemporalUnavailableError(TransientError):

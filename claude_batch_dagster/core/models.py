@@ -21,6 +21,8 @@ RETIRED_PREFIXES = (
 THINKING_OFF_MODELS = ("claude-haiku-5-5",)
 ALWAYS_THINKING_MODELS = ("claude-sonnet-5-5", "claude-opus-5-5", "claude-fable-5", "claude-mythos-5")
 THINKING_FLOOR_TOKENS = 4_096
+FULL_PRICE = 2
+"""The Messages API costs twice the batch price, caches included. Source: platform.claude.com pricing (checked 2026-11-22)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

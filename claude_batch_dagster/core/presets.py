@@ -1,6 +1,7 @@
 """Ready tasks with frozen texts. A text here never changes: a better one is a new version beside it."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from claude_batch_dagster.core.errors import TaskError
 from claude_batch_dagster.core.models import least_thinking
@@ -26,9 +27,27 @@ MODERATE_V1 = (
     "Judge what is said, not how strongly it is felt: harsh criticism of a product is not hate. When two labels fit equally, choose the one "
     "that matters more for the people who read the document."
 )
+_MAX_WORDS = re.compile(r"with at most (\d+) words")
 TOKENS_PER_WORD = 4
 SUMMARY_OVERHEAD_TOKENS = 128
 MODERATION_TOKENS = 512
+
+
+def preset_arguments(document: Mapping[str, object]) -> dict[str, object]:
+    """Return the arguments that made a preset's canonical document, its name apart; empty where none of these presets made it.
+
+    >>> task = Summarize(name="s", column="text", model="claude-haiku-5-5", max_words=15)
+    >>> preset_arguments(task.document())
+    {'model': 'claude-haiku-5-5', 'column': 'text', 'max_words': 15}
+    """
+    common = {"model": document["model"], "column": document["column"]}
+    match document:
+        case {"kind": "summarize", "version": 1, "system": str(system)} if found := _MAX_WORDS.search(system):
+            return {**common, "max_words": int(found[1])}
+        case {"kind": "moderate", "version": 1, "schema": {"properties": {"label": {"enum": labels}}}}:
+            return {**common, "labels": labels}
+        case _:
+            return {}
 
 
 def Summarize(*, name: str, column: str, model: str, max_words: int = 40) -> ClaudeTask:  # noqa: N802 - reads as a kind of ClaudeTask

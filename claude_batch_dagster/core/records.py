@@ -125,6 +125,17 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
         return f"r{self.number}"
 
 
+class StrayRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`strays/{batch_id}.json`: a batch of this root that came after its shard had been settled without it."""
+
+    batch_id: str
+    run_id: str
+    round: int
+    shard: int
+    found_at: str
+    format: int = 1
+
+
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`rounds/{run_id}/{round}.json`, from 2: the shards that are asked again; an empty one ends the run."""
 
@@ -144,6 +155,23 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_tokens: int
     cache_write_tokens: int
     cost_nano_usd: int | None
+
+
+class TriedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`plans/{run_id}/tried-{task_key}.json`: what came of a run's try of a new task.
+
+    Attributes:
+        usage: At the full price of a single call; None where no model answered.
+        problem: Why the answer cannot be used, None where it can.
+    """
+
+    task_key: str
+    answered_at: str
+    outcome: str
+    stop_reason: str | None
+    usage: ModelUsage | None
+    problem: str | None
+    format: int = 1
 
 
 class DoneRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from functools import cache
 import msgspec
 
 from claude_batch_dagster.core.errors import TaskError
+from claude_batch_dagster.core.spelling import suggest
 from claude_batch_dagster.core.task import PRESET_SLOT, ClaudeTask
 from claude_batch_dagster.core.template import is_blank, parse_template, render_value
 
@@ -81,8 +82,8 @@ class Renderer:
     def __init__(self, task: ClaudeTask, columns: Collection[str]) -> None:
         if task.column is not None and task.column not in columns:
             raise TaskError(
-                f"Task {task.name!r} reads the column {task.column!r}, which the source has not; it has {', '.join(sorted(columns))}. "
-                "Nothing was sent. Name one of these."
+                f"Task {task.name!r} reads the column {task.column!r}, which the source does not have; it has {', '.join(sorted(columns))}. "
+                f"Nothing was sent. {suggest(task.column, columns)}"
             )
         template = parse_template(task.prompt, columns if task.column is None else [PRESET_SLOT])
         static = msgspec.json.encode(task.static_params(), order="sorted")

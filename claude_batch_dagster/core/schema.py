@@ -4,6 +4,7 @@ The canonical schema is part of a request's identity: titles and defaults are dr
 Source: platform.claude.com/docs structured outputs, limits of schemas (checked 2026-11-22).
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,10 @@ REFUSED_KEYWORDS = frozenset(
 DROPPED_KEYWORDS = frozenset(("title", "default", "examples", "$schema", "$id", "deprecated", "readOnly", "writeOnly"))
 MAX_OPTIONAL_PROPERTIES = 24
 MAX_UNIONS = 16
+_NO_VALIDATION = frozenset(("serialization", "metadata", "default"))
+"""Keywords of Pydantic's core schema below which nothing validates."""
+_PREDICATE = "apply_known_metadata.<locals>.val_func"
+"""What Pydantic wraps `annotated_types.Predicate` in."""
 
 
 class OutputModel(Protocol):
@@ -105,16 +110,47 @@ def _source_schema(task_name: str, output: "type[OutputModel] | Mapping[str, obj
         raise TaskError(
             f"Task {task_name!r}: output is {output!r}. Nothing was sent. Give a Pydantic model's class, a JSON Schema as a dict, or None for plain text."
         )
-    decorators = getattr(output, "__pydantic_decorators__", None)
-    custom = [
-        name for kind in ("field_validators", "model_validators", "validators", "root_validators") for name in getattr(decorators, kind, {})
-    ]
+    schema = output.model_json_schema()
+    custom = list(dict.fromkeys(_find_validators(getattr(output, "__pydantic_core_schema__", None))))
     if custom:
         raise TaskError(
             f"Task {task_name!r}: {output.__name__} has validators of its own ({', '.join(custom)}). They would not run: answers are validated "
             "by JSON Schema, in the worker. Nothing was sent. Say it in the schema (an enum, a pattern), or check the output asset."
         )
-    return output.model_json_schema()
+    return schema
+
+
+def _find_validators(node: object) -> Iterator[str]:
+    """Yield the names of functions that Pydantic would call, other than its own, anywhere below a node of its core schema.
+
+    Decorated methods, `Annotated` validators, nested models and types of the user's own all end there.
+    """
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _find_validators(item)
+    if not isinstance(node, Mapping):
+        return
+    if str(node.get("type")).startswith("function-"):
+        found = node["function"]
+        name = _own_name(found["function"] if isinstance(found, Mapping) else found)
+        if name is not None:
+            yield name
+    for keyword, child in node.items():
+        if keyword not in _NO_VALIDATION:
+            yield from _find_validators(child)
+
+
+def _own_name(function: Any) -> str | None:
+    """Return the name of a user's function, None for one of Pydantic's own."""
+    function = getattr(function, "func", function)
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    if name == _PREDICATE:
+        return "Predicate"
+    package = str(getattr(function, "__module__", "")).partition(".")[0]
+    # Types of the standard library are checked by calling their class.
+    if package in ("pydantic", "pydantic_core") or (isinstance(function, type) and package in sys.stdlib_module_names - {"builtins"}):
+        return None
+    return name.rpartition("<locals>.")[2]
 
 
 def _canonical(task_name: str, node: object, path: str, *, at_schema: bool) -> object:

@@ -7,6 +7,8 @@ always ends a request.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from claude_batch_dagster.core.request import TAG_LENGTH
 
 HEAD = b'{"requests":['
@@ -97,7 +99,33 @@ def params_bytes(line: bytes) -> int:
     return len(line) - line.index(b'"', len(LINE_HEAD)) - len(b'","params":') - len(b"}")
 
 
+def line_max_tokens(line: bytes) -> int:
+    """Return the `max_tokens` of an encoded request."""
+    return _read_caps(line).params.max_tokens
+
+
+def raise_line(line: bytes, max_tokens: int) -> bytes:
+    """Return the same request with another `max_tokens`; every other byte of its params, and its key, stay as they are."""
+    parts = _read_parts(line)
+    params = _read_parts(parts["params"])
+    params["max_tokens"] = msgspec.Raw(b"%d" % max_tokens)
+    parts["params"] = msgspec.Raw(msgspec.json.encode(params))
+    return msgspec.json.encode(parts)
+
+
 def retag_line(line: bytes, tag: str) -> bytes:
     """Return the same request under another submission's tag."""
     end = line.index(b'"', len(LINE_HEAD))
     return line[: end - TAG_LENGTH] + tag.encode() + line[end:]
+
+
+class _Caps(msgspec.Struct):
+    max_tokens: int
+
+
+class _CappedLine(msgspec.Struct):
+    params: _Caps
+
+
+_read_caps = msgspec.json.Decoder(_CappedLine).decode
+_read_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

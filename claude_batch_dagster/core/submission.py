@@ -6,11 +6,16 @@ A shard's records are a log: `submissions/{run_id}/{round}-{shard}/{i}.json`, i 
        ▲         │
        └── not ◀─┘            closed may also follow (empty), not and, where a person gives up, send
 
-Only the process that created a `send` may POST, once. Everybody else who finds it at the tip knows nothing: the batch may exist.
+Only the process that created a `send` may POST, once, within the seconds that the record gives it. Everybody else who finds it at the tip
+knows nothing: the batch may exist. They wait until it must be in the vendor's list, and look for it there:
+
+    unknown ─▶ waited out ─▶ listed ─▶ batch (its results prove it) | not (no candidate is left) | a question to a person
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 import msgspec
@@ -30,6 +35,33 @@ class CloseReason(StrEnum):
     DRAINED = "drained"
     CANCELED = "canceled"
     ABANDONED = "abandoned"
+
+
+class How(StrEnum):
+    """How it is known that a `send` created nothing."""
+
+    REPLY = "reply"
+    """The vendor said so, or was never reached with a whole body."""
+    LATE = "late"
+    """Its seconds were over before its last byte left; that byte was withheld."""
+    RECONCILED = "reconciled"
+    """Nobody saw its end, and the vendor's list has no batch that could be it."""
+    PERSON = "person"
+    """A person said so: claude-batch answer RUN SHARD resend."""
+
+
+class Evidence(StrEnum):
+    """How it is known that a batch is the shard's."""
+
+    REPLY = "reply"
+    PROOF = "proof"
+    """Its results have the shard's custom_ids."""
+
+
+SETTLE_S_PER_MB = 0.5
+CLOCK_SLACK = timedelta(minutes=10)
+"""Wide: too many candidates only delay."""
+MOST_RECONCILED = 3
 
 
 class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", tag_field="kind"):
@@ -57,21 +89,25 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="batch", tag_field
 
     Attributes:
         id: The Message Batch's id.
-        created_at: As the vendor's reply says, ISO 8601.
+        created_at: As the vendor says, ISO 8601.
+        by: How that is known.
     """
 
     id: str
     created_at: str
+    by: Evidence = Evidence.REPLY
 
 
 class NotAccepted(msgspec.Struct, frozen=True, kw_only=True, tag="not", tag_field="kind"):
     """The `send` before this record created nothing, for certain.
 
     Attributes:
-        why: How that is known.
+        why: For people.
+        how: How that is known.
     """
 
     why: str
+    how: How = How.REPLY
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed", tag_field="kind"):
@@ -114,13 +150,20 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DoAsk:
+    """Ask a person: the shard was sent several times in a row, and never reached the vendor's list. Something is not as assumed."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """Nothing is left to do."""
 
     reason: CloseReason
 
 
-Step = DoSend | DoAwait | DoClose | Unknown | Settled
+Step = DoSend | DoAwait | DoClose | DoAsk | Unknown | Settled
 
 
 def next_step(records: Sequence[Record], mode: Mode) -> Step:
@@ -133,19 +176,67 @@ def next_step(records: Sequence[Record], mode: Mode) -> Step:
         records: The shard's log from slot 0, without gaps.
         mode: Whether this driver may buy.
 
-    Possible successors: an empty log or `not` give DoSend (run) or DoClose (drain); `send` gives Unknown; `batch` gives DoAwait;
-    `closed` gives Settled.
+    Possible successors: an empty log or `not` give DoSend (run) or DoClose (drain), the third reconciled `not` in a row DoAsk (run);
+    `send` gives Unknown; `batch` gives DoAwait; `closed` gives Settled.
     """
     slot = len(records)
     match records[-1] if records else None:
         case None | NotAccepted():
-            return DoSend(slot=slot) if mode is Mode.RUN else DoClose(slot=slot)
+            if mode is Mode.DRAIN:
+                return DoClose(slot=slot)
+            return DoAsk(slot=slot) if _is_lost_again_and_again(records) else DoSend(slot=slot)
         case Send() as send:
             return Unknown(send=send, slot=slot)
         case Accepted(id=batch_id):
             return DoAwait(batch_id=batch_id, slot=slot)
         case Closed(reason=reason):
             return Settled(reason=reason)
+
+
+def _is_lost_again_and_again(records: Sequence[Record]) -> bool:
+    ends = [record.how for record in records if isinstance(record, NotAccepted)][-MOST_RECONCILED:]
+    return len(ends) == MOST_RECONCILED and all(how is How.RECONCILED for how in ends)
+
+
+def seconds_to_send(records: Sequence[Record], least_s: float, bytes_s: float) -> float:
+    """Return the seconds that the next sender has: the base and the body's part, doubled for each time that they were too short."""
+    late = sum(isinstance(record, NotAccepted) and record.how is How.LATE for record in records)
+    return float((least_s + bytes_s) * 2**late)
+
+
+def seconds_to_settle(settle_s: float, body_bytes: int) -> float:
+    """Return the seconds after a sender's last possible byte until its batch, if there is one, is in the vendor's list."""
+    return settle_s + SETTLE_S_PER_MB * body_bytes / 1_000_000
+
+
+def earliest_creation(send: Send) -> datetime:
+    """Return the vendor's time before which no batch can be this send's; the beginning of time where the vendor told none."""
+    try:
+        return parsedate_to_datetime(send.vendor_date) - CLOCK_SLACK
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+
+
+def is_candidate(send: Send, *, batch_id: str, requests: int, created_at: datetime, claimed: Collection[str]) -> bool:
+    """Tell whether a listed batch could be the one that a send created.
+
+    Args:
+        send: Whose end nobody saw.
+        batch_id: Of the listed batch, like the next two.
+        requests: In it, whatever became of them.
+        created_at: By the vendor's clock.
+        claimed: Batches that records of other submissions name already.
+    """
+    return requests == send.count and created_at >= earliest_creation(send) and batch_id not in claimed
+
+
+def is_proof(found: Iterable[str], expected: Set[str]) -> bool:
+    """Tell whether a batch whose results have these custom_ids is the shard's.
+
+    One of them is enough, since its tag names the run, the round and the shard; all of them would be too many to ask for: a result that
+    the vendor lost must not make the shard's own batch a foreign one.
+    """
+    return any(custom_id in expected for custom_id in found)
 
 
 def encode_record(record: Record) -> bytes:

@@ -1,6 +1,7 @@
 """What Claude is asked to do to a row, and the document that says so canonically."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,6 +93,12 @@ class ClaudeTask:
                 raise TaskError(
                     f"Task {self.name!r} sets {parameter!r} in params: {REFUSED_PARAMETERS[parameter]}. Nothing was sent. Leave it out."
                 )
+        for argument, value in (("params", self.params), ("thinking", self.thinking), ("output", self.schema)):
+            strange = _find_no_json_number(value, argument)
+            if strange is not None:
+                raise TaskError(
+                    f"Task {self.name!r}: {strange}, and JSON has no such number. Nothing was sent. Write a finite number, or leave it out."
+                )
         _ = self.task_key
 
     @cached_property
@@ -151,3 +158,17 @@ class ClaudeTask:
             raise TaskError(
                 f"Task {self.name!r} has an argument that is not JSON: {error}. Nothing was sent. Use text, numbers, booleans, lists and dicts."
             ) from error
+
+
+def _find_no_json_number(value: object, path: str) -> str | None:
+    """Return the first number without a JSON form and its place: encoded, it would silently become null."""
+    match value:
+        case float() if not math.isfinite(value):
+            return f"{path} is {value}"
+        case Mapping():
+            items = [(f"{path}.{key}", item) for key, item in value.items()]
+        case list() | tuple():
+            items = [(f"{path}[{at}]", item) for at, item in enumerate(value)]
+        case _:
+            return None
+    return next((found for place, item in items if (found := _find_no_json_number(item, place)) is not None), None)

@@ -81,6 +81,16 @@ def last_object(finished: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     return dict(json.loads(finished.stdout.strip().splitlines()[-1]))
 
 
+def rows_by_status(finished: "subprocess.CompletedProcess[str]") -> dict[str, int]:
+    """Return the rows of the object that ends standard output, those that are none left out."""
+    return {name: count for name, count in last_object(finished)["rows"].items() if count}
+
+
+def sent(simulator: RunningSimulator) -> list[int]:
+    """Return the requests of each batch that was ever created, oldest first."""
+    return [batch["count"] for batch in reversed(simulator.batches())]
+
+
 def answered_twice(simulator: RunningSimulator) -> dict[str, int]:
     """Return the requests, by name and key, that succeeded in more than one batch."""
     with urllib.request.urlopen(simulator.url + "/simulator/outcomes", timeout=10) as reply:

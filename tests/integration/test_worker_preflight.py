@@ -147,7 +147,10 @@ def test_a_vendor_that_cannot_now_is_asked_again(bench: Bench, start_simulator: 
     assert record(bench, SUMMARIZE) is not None
 
 
-@pytest.mark.parametrize(("point", "asked"), [("preflight.before", 1), ("preflight.after", 2), ("put:preflights.after", 1)])
+@pytest.mark.parametrize(
+    ("point", "asked"),
+    [("preflight.before", 1), ("preflight.after", 2), ("put:plans.before", 2), ("put:plans.after", 1), ("put:preflights.after", 1)],
+)
 def test_a_killed_worker_costs_one_sample_at_most(bench: Bench, start_simulator: StartSimulator, point: str, asked: int) -> None:
     """Between the reply and its record it is asked again; the batch is sent once."""
     simulator = start_simulator()
@@ -169,6 +172,29 @@ def test_a_killed_worker_costs_one_sample_at_most(bench: Bench, start_simulator:
     assert report.counts.by_outcome == {"succeeded": 2}
     assert len(simulator.batches()) == 1
     assert simulator.books()["calls"]["message"] == asked
+
+
+def test_a_try_that_failed_is_paid_once_though_the_worker_dies(bench: Bench, start_simulator: StartSimulator) -> None:
+    """What came of it is recorded before it is told."""
+    simulator = start_simulator()
+    worker = bench.start_worker(simulator, CLAUDE_BATCH_FAULT_POINTS="put:plans.after=kill")
+    entry = stage(bench, plain(max_tokens=3))
+
+    async def work(driver: Driver) -> Any:
+        handle = await driver.start(entry)
+
+        async def dead() -> bool | None:
+            return True if worker.popen.poll() is not None else None
+
+        await until(dead)
+        await asyncio.to_thread(bench.start_worker, simulator)
+        return await driver.result(handle)
+
+    report = bench.run(work)
+
+    assert report.outcome == "failed"
+    assert "cut after 3 output tokens" in (report.error or "")
+    assert simulator.books()["calls"]["message"] == 1
 
 
 def test_a_drain_tries_nothing(bench: Bench, start_simulator: StartSimulator) -> None:

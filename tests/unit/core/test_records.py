@@ -14,6 +14,7 @@ from claude_batch_dagster.core.records import (
     ShardRef,
     SourceRef,
     TaskRef,
+    TriedRecord,
     WorkspaceRecord,
 )
 
@@ -49,6 +50,9 @@ NAMES = {
     RootRecord(root_id="i", endpoint="e", temporal_namespace="n"): "root_id endpoint temporal_namespace format",
     WorkspaceRecord(workspace_id="w"): "workspace_id format",
     RoundRecord(round=2, shards=(SHARD,)): "round shards format",
+    TriedRecord(task_key="t", answered_at="a", outcome="succeeded", stop_reason=None, usage=USAGE, problem=None): (
+        "task_key answered_at outcome stop_reason usage problem format"
+    ),
 }
 ENTRY_NAMES = (
     "run_id number admitted_at endpoint owner tasks source keys shards cost_nano_usd max_attempts max_in_flight_batches preflights format"

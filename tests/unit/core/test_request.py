@@ -232,7 +232,7 @@ def test_a_text_of_five_megabytes_is_rendered_whole() -> None:
 
 def test_a_column_that_the_source_has_not_is_refused() -> None:
     with pytest.raises(
-        TaskError, match=r"'summaries' reads the column 'text', which the source has not; it has body, id\. Nothing was sent"
+        TaskError, match=r"'summaries' reads the column 'text', which the source does not have; it has body, id\. Nothing was sent"
     ):
         Renderer(SUMMARIZE, ["id", "body"])
     with pytest.raises(TaskError, match=r"slot \{product\} is no column"):

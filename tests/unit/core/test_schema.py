@@ -1,10 +1,28 @@
-from datetime import date
+import re
+from datetime import date, datetime
 from decimal import Decimal
-from enum import Enum
-from typing import Any, Literal
+from enum import Enum, StrEnum
+from functools import partial
+from ipaddress import IPv4Address
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field, field_validator, model_validator
+from annotated_types import Predicate
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WrapValidator,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from claude_batch_dagster.core.errors import TaskError
 from claude_batch_dagster.core.schema import Field as Column
@@ -249,8 +267,8 @@ class Related(BaseModel):
         (Counted, "free keys"),
         (Tree, "not an object"),
         (Forest, "recursive (Tree contains itself)"),
-        (Checked, "validators of its own (is_even)"),
-        (Related, "validators of its own (is_consistent)"),
+        (Checked, "validators of its own (Checked.is_even)"),
+        (Related, "validators of its own (Related.is_consistent)"),
     ],
 )
 def test_a_model_that_says_more_than_a_schema_can_is_refused(model: type[BaseModel], said: str) -> None:
@@ -258,6 +276,71 @@ def test_a_model_that_says_more_than_a_schema_can_is_refused(model: type[BaseMod
         canonical_schema("t", model)
     assert said in str(refused.value)
     assert "Nothing was sent" in str(refused.value)
+
+
+def check(value: Any) -> Any:
+    return value
+
+
+def wrap_check(value: Any, handler: Any) -> Any:
+    return handler(value)
+
+
+def outer(annotation: Any) -> type[BaseModel]:
+    return create_model("Outer", plain=(str, ...), field=(annotation, ...))
+
+
+class Exact(int):
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(check, core_schema.int_schema())
+
+
+@pytest.mark.parametrize(
+    ("annotation", "name"),
+    [
+        (Checked, "Checked.is_even"),
+        (list[Checked], "Checked.is_even"),
+        (Checked | None, "Checked.is_even"),
+        (dict[str, list[Related]], "Related.is_consistent"),
+        (tuple[Checked, ...], "Checked.is_even"),
+        (outer(outer(Related)), "Related.is_consistent"),
+        (Annotated[int, AfterValidator(check)], "check"),
+        (Annotated[int, BeforeValidator(check)], "check"),
+        (Annotated[int, WrapValidator(wrap_check)], "wrap_check"),
+        (Annotated[int, PlainValidator(check, json_schema_input_type=int)], "check"),
+        (list[Annotated[int, AfterValidator(check)]], "check"),
+        (Annotated[int, AfterValidator(check)] | None, "check"),
+        (Annotated[str, BeforeValidator(lambda value: value)], "<lambda>"),
+        (Annotated[str, BeforeValidator(str)], "str"),
+        (Annotated[int, AfterValidator(partial(check))], "check"),
+        (Annotated[int, Predicate(check)], "Predicate"),
+        (Exact, "check"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_validator_is_found_wherever_it_stands(annotation: Any, name: str) -> None:
+    """In a nested model, in a list, an optional or a dict's values, in Annotated: it would not run, so it is refused by name."""
+    with pytest.raises(
+        TaskError, match=rf"'t': Outer has validators of its own \({re.escape(name)}\)\. They would not run: .* Nothing was sent\."
+    ):
+        canonical_schema("t", outer(annotation))
+
+
+def test_what_pydantic_checks_by_itself_is_no_validator_of_ones_own() -> None:
+    class Kind(StrEnum):
+        A = "a"
+
+    class Plain(BaseModel):
+        price: Decimal
+        when: datetime
+        who: UUID
+        where: IPv4Address
+        path: PurePath
+        kind: Kind = Kind.A
+        shown: Annotated[str, PlainSerializer(check), Field(default="function-after")]
+
+    assert canonical_schema("t", Plain)["properties"]
 
 
 def test_mutual_recursion_is_refused() -> None:

@@ -17,7 +17,9 @@ from claude_batch_dagster.core.shard import (
     fits_alone,
     iter_lines,
     line_custom_id,
+    line_max_tokens,
     params_bytes,
+    raise_line,
     retag_line,
 )
 
@@ -130,3 +132,23 @@ def test_a_line_under_another_tag_is_the_same_request(name: str, key: bytes, tex
     assert retag_line(line, "89abcdef") == encode_line(name, request, "89abcdef")
     assert line_custom_id(line) == f"{name}-{key.hex()}-00000000"
     assert params_bytes(line) == len(request.params)
+
+
+AWKWARD_PARAMS = [
+    b'{"max_tokens":300,"messages":[{"content":"x","role":"user"}],"model":"m"}',
+    b'{"max_tokens":1,"messages":[{"content":"say \\"max_tokens\\":5, then \\u0000 \xe2\x80\xa8 \xf0\x9f\x8e\x89","role":"user"}]}',
+    b'{"container":{"max_tokens":7},"max_tokens":300,"output_config":{"format":{"schema":{"properties":{"max_tokens":{"const":9}}}}}}',
+    b'{"max_tokens":300,"temperature":1.50,"thinking":{"budget_tokens":1024,"type":"enabled"},"big":123456789012345678901234567890}',
+]
+
+
+@pytest.mark.parametrize("params", AWKWARD_PARAMS)
+def test_a_raised_line_differs_in_its_max_tokens_alone(params: bytes) -> None:
+    """Not in one other byte, whatever stands around it: it is asked under the key of the request that it was."""
+    line = b'{"custom_id":"summaries-%b-deadbeef","params":%b}' % (b"0" * 32, params)
+    old = line_max_tokens(line)
+    raised = raise_line(line, 64_000)
+    at = line.index(b'"max_tokens":%d,' % old)
+    assert raised == line[:at] + b'"max_tokens":64000,' + line[at + len(b'"max_tokens":%d,' % old) :]
+    assert line_max_tokens(raised) == 64_000
+    assert line_custom_id(raised) == line_custom_id(line)

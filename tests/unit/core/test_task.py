@@ -151,3 +151,22 @@ def test_what_could_never_be_asked_is_refused_at_its_definition(arguments: dict[
         ClaudeTask(**BASE | arguments)
     assert said in str(refused.value)
     assert "Nothing was sent" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"params": {"metadata": {"weight": float("nan")}}}, "params.metadata.weight is nan"),
+        ({"params": {"tools": [{"x": 1.5}, {"x": float("-inf")}]}}, "params.tools[1].x is -inf"),
+        ({"thinking": {"budget_tokens": float("inf")}}, "thinking.budget_tokens is inf"),
+        (
+            {"output": {"type": "object", "properties": {"n": {"enum": [1, float("nan")]}}}},
+            "output.properties.n.enum[1] is nan",
+        ),
+    ],
+)
+def test_a_number_that_json_has_not_is_refused_by_its_place(arguments: dict[str, Any], said: str) -> None:
+    """Encoded it would read null: another question, under another key."""
+    with pytest.raises(TaskError) as refused:
+        ClaudeTask(**BASE | arguments)
+    assert f"Task 't': {said}, and JSON has no such number. Nothing was sent. Write a finite number, or leave it out." in str(refused.value)

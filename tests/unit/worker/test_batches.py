@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import anthropic
 import httpx2
@@ -14,6 +15,7 @@ from claude_batch_dagster.core.errors import (
     CredentialsError,
     RefusedError,
     RootError,
+    SpendLimitError,
     TransientError,
     VendorUnavailableError,
 )
@@ -81,9 +83,13 @@ def chunks(*parts: bytes, then: Exception | None = None) -> Iterator[bytes]:
 
 CREATE_ROWS: list[tuple[str, bytes, type[ClaudeBatchError] | None]] = [
     ("400", reply(400, error_body("invalid_request_error")), RefusedError),
-    ("400 spend", reply(400, error_body("invalid_request_error", None, "You have reached your specified API usage limits")), RefusedError),
+    (
+        "400 spend",
+        reply(400, error_body("invalid_request_error", None, "You have reached your specified API usage limits")),
+        SpendLimitError,
+    ),
     ("401", reply(401, error_body("authentication_error")), CredentialsError),
-    ("402", reply(402, error_body("billing_error")), RefusedError),
+    ("402", reply(402, error_body("billing_error")), SpendLimitError),
     ("403", reply(403, error_body("permission_error")), CredentialsError),
     ("404", reply(404, error_body("not_found_error")), RefusedError),
     ("408", reply(408), None),
@@ -92,7 +98,7 @@ CREATE_ROWS: list[tuple[str, bytes, type[ClaudeBatchError] | None]] = [
     ("422", reply(422), RefusedError),
     ("425", reply(425), None),
     ("429", reply(429, error_body("rate_limit_error"), retry_after="7"), VendorUnavailableError),
-    ("429 cap", reply(429, error_body("rate_limit_error", "enforced_spend_limit_reached")), RefusedError),
+    ("429 cap", reply(429, error_body("rate_limit_error", "enforced_spend_limit_reached")), SpendLimitError),
     ("499", reply(499), None),
     ("500", reply(500, error_body("api_error")), None),
     ("502", reply(502, b"<html>bad gateway</html>"), None),
@@ -293,7 +299,7 @@ def test_a_request_is_asked_once_as_it_is() -> None:
         (reply(401, error_body("authentication_error")), CredentialsError),
         (reply(404, error_body("not_found_error")), RefusedError),
         (reply(429, error_body("rate_limit_error")), VendorUnavailableError),
-        (reply(429, error_body("rate_limit_error", "enforced_spend_limit_reached")), RefusedError),
+        (reply(429, error_body("rate_limit_error", "enforced_spend_limit_reached")), SpendLimitError),
         (reply(500, error_body("api_error")), VendorUnavailableError),
         (reply(504, error_body("timeout_error")), RefusedError),
         (reply(529, error_body("overloaded_error")), VendorUnavailableError),
@@ -308,3 +314,51 @@ def test_what_asking_ends_as(answer: bytes, kind: type[ClaudeBatchError]) -> Non
             Batches("key", url).ask(b"{}")
     assert type(raised.value) is kind
     assert len(received) == 1
+
+
+def page(*created: tuple[str, str], has_more: bool) -> bytes:
+    data = b",".join(
+        BATCH.replace(b"msgbatch_1", batch_id.encode()).replace(b"2026-11-23T03:11:15.5Z", at.encode()) for batch_id, at in created
+    )
+    return b'{"data":[%b],"has_more":%b}' % (data, str(has_more).lower().encode())
+
+
+def test_batches_are_listed_newest_first_until_the_first_that_is_too_old() -> None:
+    """A page is asked for when the one before is used up; what is older is neither yielded nor asked for."""
+    first = page(("c", "2026-11-23T03:00:00Z"), ("b", "2026-11-22T03:00:00+00:00"), has_more=True)
+    second = page(("a", "2026-11-21T03:00:00Z"), ("old", "2026-10-01T03:00:00Z"), ("older", "2026-09-01T03:00:00Z"), has_more=True)
+    with vendor(reply(200, first, date="Mon, 23 Nov 2026 03:00:10 GMT"), reply(200, second)) as (url, received):
+        found = list(Batches("key", url).list_batches(created_after=datetime(2026, 11, 1, tzinfo=UTC), limit=2))
+    assert [batch.id for batch in found] == ["c", "b", "a"]
+    assert [request.split(b" ")[1] for request in received] == [
+        b"/v1/messages/batches?limit=2",
+        b"/v1/messages/batches?limit=2&after_id=b",
+    ]
+    assert (found[0].age_s, found[0].requests) == (10.0, 2)
+
+
+def test_the_list_ends_with_its_last_page() -> None:
+    """Where the vendor has no more, and where it says so of an empty page too."""
+    with vendor(reply(200, page(("a", "2026-11-23T03:00:00Z"), has_more=False)), reply(200, page(has_more=True))) as (url, received):
+        assert [batch.id for batch in Batches("key", url).list_batches()] == ["a"]
+        assert list(Batches("key", url).list_batches()) == []
+    assert received[0].startswith(b"GET /v1/messages/batches?limit=1000 ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (reply(401, error_body("authentication_error")), CredentialsError),
+        (reply(500, error_body("api_error")), VendorUnavailableError),
+        (reply(200, b'{"data":{}}'), VendorUnavailableError),
+        (reply(400, error_body("invalid_request_error")), VendorUnavailableError),
+    ],
+)
+def test_a_list_that_breaks_off_raises(answer: bytes, kind: type[ClaudeBatchError]) -> None:
+    """What came before is given; an end that is none is never taken for the end."""
+    with vendor(reply(200, page(("a", "2026-11-23T03:00:00Z"), has_more=True)), answer) as (url, _):
+        found = Batches("key", url).list_batches()
+        assert next(found).id == "a"
+        with pytest.raises(ClaudeBatchError) as raised:
+            next(found)
+    assert type(raised.value) is kind

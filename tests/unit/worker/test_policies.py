@@ -4,7 +4,6 @@ import inspect
 from datetime import timedelta
 
 import pytest
-from temporalio import activity
 from temporalio.exceptions import ApplicationErrorCategory
 from temporalio.workflow import ActivityCancellationType
 
@@ -12,6 +11,7 @@ from claude_batch_dagster.core import errors
 from claude_batch_dagster.core.errors import ClaudeBatchError, TransientError
 from temporal_worker.activities import BatchActivities
 from temporal_worker.policies import NON_RETRYABLE_TYPES, POLICIES, activity_options, not_yet, to_failure
+from temporal_worker.recovery import RecoveryActivities
 
 RETRYABLE = {"TransientError", "VendorUnavailableError", "TemporalUnavailableError"}
 ALL_ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ClaudeBatchError)]
@@ -37,12 +37,14 @@ def test_the_longer_pause_counts(asked_s: float | None, least_s: float | None, p
 
 def test_every_activity_has_a_policy_and_every_policy_an_activity() -> None:
     """Names that differ would be found in production only."""
-    defined = {name for name, member in inspect.getmembers(BatchActivities) if hasattr(member, "__temporal_activity_definition")}
-    assert defined == set(POLICIES)
-    for name in defined:
-        assert inspect.getdoc(getattr(BatchActivities, name)), name
-        assert "Idempotent" in (inspect.getdoc(getattr(BatchActivities, name)) or "")
-    assert activity.defn is not None
+    defined = {
+        name: inspect.getdoc(member) or ""
+        for kind in (BatchActivities, RecoveryActivities)
+        for name, member in inspect.getmembers(kind)
+        if hasattr(member, "__temporal_activity_definition")
+    }
+    assert set(defined) == set(POLICIES)
+    assert [name for name, told in defined.items() if "Idempotent" not in told] == []
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -56,10 +58,10 @@ def test_policies_in_temporals_terms(name: str) -> None:
     assert waits == (name == "submit")
 
 
-def test_only_see_through_and_the_doctor_give_up_for_good() -> None:
+def test_only_what_the_vendor_forgets_and_what_a_person_waits_for_is_given_up() -> None:
     """After the 29 days for which the vendor keeps results; and where a person waits."""
     limited = {name: policy.schedule_to_close_s for name, policy in POLICIES.items() if policy.schedule_to_close_s is not None}
-    assert limited == {"see_through": 29 * 86_400, "examine_vendor": 30}
+    assert limited == {"see_through": 29 * 86_400, "adopt_batch": 1_800, "examine_vendor": 30}
 
 
 def test_not_yet_is_benign_and_names_its_pause() -> None:

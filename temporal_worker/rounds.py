@@ -1,0 +1,243 @@
+"""Opens a run's next round: what is asked again, and whether the cap allows it. PROTOCOL, "A run"."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, assert_never
+
+import numpy as np
+
+from claude_batch_dagster.core.contract import OpenedRound, RoundInput, Stray
+from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RunError, VendorUnavailableError
+from claude_batch_dagster.core.outcome import Again, Outcome, choose_again, error_type, raise_max_tokens
+from claude_batch_dagster.core.records import RoundRecord, ShardRef
+from claude_batch_dagster.core.request import parse_custom_id, short_name
+from claude_batch_dagster.core.response import PriceUsage
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, raise_line
+from claude_batch_dagster.core.submission import Accepted, Closed, Record
+from claude_batch_dagster.storage.keys import Keys, pack_keys
+from claude_batch_dagster.storage.plans import batch_ids, last_round, list_strays, list_submissions, read_round, read_task, write_round
+from claude_batch_dagster.storage.recovered import list_unstored_strays
+from claude_batch_dagster.storage.responses import Answers
+from claude_batch_dagster.storage.staging import ShardStager
+from temporal_worker.root import OpenRoot, check_endpoint
+from temporal_worker.usage import read_usage, sum_cost
+
+if TYPE_CHECKING:
+    from temporal_worker.batches import Batches
+
+log = logging.getLogger(__name__)
+
+CHUNK_REQUESTS = 8_192
+KEY_RETRY_S = 60.0
+BYTES_PER_TOKEN = 2
+"""Of the worst case: input at one token per two UTF-8 bytes of a request's params."""
+
+
+def open_round(root: OpenRoot, ask: RoundInput, batches: "Batches", price_usage: PriceUsage) -> OpenedRound:
+    """Open a round with what the round before left to ask again (`core/outcome.py`), or the empty one that ends the run.
+
+    Its worst case fits what the run's cap leaves, each request at its own `max_tokens`; else the round is empty.
+
+    Raises:
+        RunError: Terminal. A shard of an earlier round is open.
+        VendorUnavailableError: Transient.
+    """
+    opened = read_round(root.store, root.entry, ask.round)
+    if opened is None:
+        # An open shard behind a further round would be out of everybody's sight.
+        check_closed(root, list_submissions(root.store, ask.run_id))
+        shards = () if ask.empty or ask.round > root.entry.max_attempts else _stage_round(root, ask.round, batches, price_usage)
+        # Another driver may have opened it meanwhile: then that one counts, and what was staged here is nobody's.
+        opened = write_round(root.store, ask.run_id, RoundRecord(round=ask.round, shards=shards))
+    strays = tuple(
+        Stray(batch_id=stray.batch_id, round=stray.round, shard=stray.shard)
+        for stray in list_unstored_strays(root.store)
+        if stray.run_id == ask.run_id
+    )
+    return OpenedRound(shards=len(opened.shards), strays=strays)
+
+
+def check_closed(root: OpenRoot, submissions: dict[tuple[int, int], list[Record]]) -> None:
+    """Raise RunError where a shard of any round is not closed."""
+    last = last_round(root.store, root.entry)
+    for round_number in range(1, last.round + 1):
+        current = read_round(root.store, root.entry, round_number)
+        for shard in range(len(current.shards) if current else 0):
+            records = submissions.get((round_number, shard), [])
+            if not records or not isinstance(records[-1], Closed):
+                tip = (
+                    "no record" if not records else f"batch {records[-1].id}" if isinstance(records[-1], Accepted) else "an open submission"
+                )
+                raise RunError(
+                    f"Batch run {root.entry.label} cannot finish: shard {shard} of round {round_number} ends with {tip}. Its requests stay its "
+                    f"own, no other run buys them. Mend the cause, then run again, or: claude-batch cancel {root.entry.label}"
+                )
+
+
+def _stage_round(root: OpenRoot, round_number: int, batches: "Batches", price_usage: PriceUsage) -> tuple[ShardRef, ...]:
+    check_endpoint(root, batches.find_endpoint())
+    entry = root.entry
+    previous = read_round(root.store, entry, round_number - 1)
+    assert previous is not None, "a round is opened after the one before it"
+    submissions = list_submissions(root.store, entry.run_id)
+    tasks = _read_tasks(root, submissions, round_number, _ModelLimits(batches), price_usage)
+    reasons: Counter[str] = Counter()
+    with root.store.scratch() as scratch:
+        stager = ShardStager(
+            root.store,
+            run_id=entry.run_id,
+            round_number=round_number,
+            scratch=scratch,
+            max_requests=max((shard.requests for shard in entry.shards), default=1),
+        )
+        for shard in previous.shards:
+            lines = iter_lines(root.store.stream(shard.path))
+            while chunk := list(islice(lines, CHUNK_REQUESTS)):
+                for asked in _pick_again(chunk, tasks):
+                    stager.add(asked.line, asked.worst_nano_usd)
+                    reasons[asked.reason] += 1
+        shards = stager.finish()
+    told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    if not _fits_cap(root, batch_ids(submissions), shards, told):
+        return ()
+    if shards:
+        log.info("Batch run %s: round %d asks %d requests again: %s.", entry.label, round_number, reasons.total(), told)
+    return shards
+
+
+def _fits_cap(root: OpenRoot, own: Sequence[str], shards: Sequence[ShardRef], told: str) -> bool:
+    entry = root.entry
+    cap = entry.cost_nano_usd.cap
+    if not shards or cap is None:
+        return True
+    spent = sum_cost(read_usage(root.store, root.record.endpoint, [task.task_key for task in entry.tasks], own, run_id=entry.run_id))
+    parts = [shard.worst_nano_usd for shard in shards]
+    worst = None if None in parts else sum(part for part in parts if part is not None)
+    if spent is not None and worst is not None and spent + worst <= cap:
+        return True
+    log.warning(
+        "Batch run %s: %s are not asked again: they may cost %s, %s of the cap of %s are spent. They end as they are.",
+        entry.label,
+        told,
+        _show_usd(worst),
+        _show_usd(spent),
+        _show_usd(cap),
+    )
+    return False
+
+
+def _show_usd(nano_usd: int | None) -> str:
+    return "an unknown amount (the model has no price)" if nano_usd is None else f"${nano_usd / 1e9:,.6f}"
+
+
+class _ModelLimits:
+    """Asks the vendor for the most that a model answers, once a model, and only where a request was cut."""
+
+    def __init__(self, batches: "Batches") -> None:
+        self._batches = batches
+        self._found: dict[str, int | None] = {}
+
+    def find(self, model: str) -> int | None:
+        """Return tokens, None where the vendor does not say.
+
+        Raises:
+            VendorUnavailableError: Transient. The key is refused too: the run waits for a worker with one that works.
+        """
+        if model not in self._found:
+            try:
+                found = self._batches.get_model(model)
+            except CredentialsError as error:
+                raise VendorUnavailableError(f"{error} The next round is opened later.", retry_after_s=KEY_RETRY_S) from error
+            except RefusedError:
+                found = None
+            self._found[model] = None if found is None else found.max_tokens
+        return self._found[model]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    line: bytes
+    reason: str
+    worst_nano_usd: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AskedTask:
+    """A task and what this run's batches answered to it: the round before, the rounds before that, and batches that came late."""
+
+    model: str
+    limits: _ModelLimits
+    price_usage: PriceUsage
+    last: Answers
+    earlier: tuple[Answers, ...]
+    strays: Answers
+
+    def pick(self, lines: Sequence[bytes], keys: Keys) -> list[_Asked | None]:
+        """Return each line as it is asked again, None for those that are not."""
+        answered = self.strays.ended_as(keys, Outcome.SUCCEEDED)
+        invalid_before = np.zeros(len(keys), np.bool_)
+        for answers in self.earlier:
+            invalid_before |= answers.ended_as(keys, Outcome.INVALID)
+        return [
+            None if late or outcome is None else self._ask(line, outcome, error, once_more=not before)
+            for line, (outcome, error), late, before in zip(lines, self.last.outcomes(keys), answered, invalid_before, strict=True)
+        ]
+
+    def _ask(self, line: bytes, outcome: str, error: str | None, *, once_more: bool) -> _Asked | None:
+        match choose_again(outcome, error):
+            case None:
+                return None
+            case Again.UNCHANGED:
+                return self._price(line, line_max_tokens(line), error_type(error))
+            case Again.ONCE:
+                return self._price(line, line_max_tokens(line), outcome) if once_more else None
+            case Again.LARGER:
+                max_tokens = raise_max_tokens(line_max_tokens(line), self.limits.find(self.model))
+                return None if max_tokens is None else self._price(raise_line(line, max_tokens), max_tokens, outcome)
+            case again:
+                assert_never(again)
+
+    def _price(self, line: bytes, max_tokens: int, reason: str) -> _Asked:
+        worst = self.price_usage(
+            self.model,
+            input_tokens=-(-len(line) // BYTES_PER_TOKEN),
+            output_tokens=max_tokens,
+            cache_read_tokens=0,
+            cache_write_5m_tokens=0,
+            cache_write_1h_tokens=0,
+        )
+        return _Asked(line=line, reason=reason, worst_nano_usd=worst)
+
+
+def _read_tasks(
+    root: OpenRoot, submissions: dict[tuple[int, int], list[Record]], round_number: int, limits: _ModelLimits, price_usage: PriceUsage
+) -> dict[str, _AskedTask]:
+    rounds = [batch_ids({place: records for place, records in submissions.items() if place[0] == n}) for n in range(1, round_number)]
+    strays = [stray.batch_id for stray in list_strays(root.store) if stray.run_id == root.entry.run_id]
+    tasks: dict[str, _AskedTask] = {}
+    for task in root.entry.tasks:
+        *earlier, last, late = [Answers(root.store, root.record.endpoint, task.task_key, batch_ids=ids) for ids in (*rounds, strays)]
+        tasks[short_name(task.name)] = _AskedTask(
+            model=str(read_task(root.store, task.task_key)["model"]),
+            limits=limits,
+            price_usage=price_usage,
+            last=last,
+            earlier=tuple(earlier),
+            strays=late,
+        )
+    return tasks
+
+
+def _pick_again(lines: Sequence[bytes], tasks: dict[str, _AskedTask]) -> Iterator[_Asked]:
+    """Yield what is asked again of these requests, in their order."""
+    ids = [parse_custom_id(line_custom_id(line)) for line in lines]
+    picked: list[_Asked | None] = [None] * len(lines)
+    for name, task in tasks.items():
+        places = [place for place, custom_id in enumerate(ids) if custom_id.name == name]
+        keys = pack_keys([bytes.fromhex(ids[place].request_key) for place in places])
+        for place, asked in zip(places, task.pick([lines[place] for place in places], keys), strict=True):
+            picked[place] = asked
+    return (asked for asked in picked if asked is not None)

@@ -1,0 +1,151 @@
+"""What only people can mend: the run asks, looks again by itself, and goes on at once when they say so. Nothing is given up."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claude_batch_dagster.core.contract import RunReport
+from claude_batch_dagster.core.submission import NotAccepted
+from claude_batch_dagster.verbs.answer import Choice
+from tests.integration.test_worker_settle import answer
+from tests.stack import Bench, Driver, RunningSimulator, asked, texts, until
+
+StartSimulator = Callable[..., RunningSimulator]
+
+
+async def submitted(driver: Driver, handle: Any, batches: int = 1) -> None:
+    async def look() -> bool | None:
+        return (await driver.progress(handle)).submitted >= batches or None
+
+    await until(look)
+
+
+@pytest.mark.parametrize("fault", ["spend-limit", "spend-cap", "402"])
+def test_a_limit_that_is_reached_pauses_the_run_until_somebody_says_resume(
+    bench: Bench, start_simulator: StartSimulator, fault: str
+) -> None:
+    """What was sent is collected meanwhile; one shard asks, the others are not even tried."""
+    simulator = start_simulator(seconds=1.5)
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(4), max_requests=1, max_in_flight=1)
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+        await submitted(driver, handle)
+        simulator.switch_on(fault, "all")
+        progress = await asked(driver, handle)
+        assert len(progress.questions) == 1
+        assert "claude-batch answer r1 resume" in progress.questions[0]
+        assert progress.collected == 1
+        calls = simulator.books()["calls"]["create"]
+        await asyncio.sleep(1.0)
+        assert simulator.books()["calls"]["create"] == calls
+        simulator.clear()
+        assert (await answer(bench, entry, Choice.RESUME)) == "Batch run r1 looks again now."
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 4}
+    assert len(simulator.batches()) == 4
+
+
+def test_a_key_that_is_revoked_in_mid_run_is_asked_for_and_loses_no_answer(bench: Bench, start_simulator: StartSimulator) -> None:
+    """A batch that is paid for waits for a key that works; so does what was not sent yet."""
+    simulator = start_simulator(seconds=1.0)
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(3), max_requests=1, max_in_flight=1)
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+        await submitted(driver, handle)
+        simulator.switch_on("401-from")
+        assert "ANTHROPIC_API_KEY" in (await asked(driver, handle)).questions[0]
+        simulator.clear()
+        await answer(bench, entry, Choice.RESUME)
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 3}
+    assert len(simulator.batches()) == 3
+
+
+def test_what_is_mended_without_a_word_is_noticed(bench: Bench, start_simulator: StartSimulator) -> None:
+    """The run looks again after 15 s, then less and less often."""
+    simulator = start_simulator(seconds=0.5)
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(2), max_requests=1, max_in_flight=1)
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+        await submitted(driver, handle)
+        simulator.switch_on("402", "all")
+        await asked(driver, handle)
+        simulator.clear()
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 2}
+
+
+def test_a_staged_body_that_changed_is_not_sent_until_it_is_restored(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Its hash is checked while it streams, and its last byte is withheld."""
+    simulator = start_simulator()
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(2))
+    body = bench.store.get(entry.shards[0].path)
+    assert body is not None
+    bench.store.put(entry.shards[0].path, body.replace(b"tent", b"bent"))
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+        assert "SHA-256" in (await asked(driver, handle)).questions[0]
+        assert simulator.batches() == []
+        bench.store.put(entry.shards[0].path, body)
+        await answer(bench, entry, Choice.RESUME)
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 2}
+    records = bench.records(entry)[1, 0]
+    assert isinstance(records[1], NotAccepted)
+    assert "SHA-256" in records[1].why
+
+
+def test_a_root_that_is_gone_in_mid_run_is_asked_for_and_gone_on_with(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Nothing is sent without the records; once they are back, the paid batch is collected."""
+    simulator = start_simulator(seconds=1.0)
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(2), max_requests=1, max_in_flight=1)
+    root = Path(bench.store.uri)
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+        await submitted(driver, handle)
+        shutil.move(root, root.with_name("elsewhere"))
+        question = (await asked(driver, handle)).questions[0]
+        assert "the root lost its records" in question
+        assert "claude-batch recover" in question
+        shutil.move(root.with_name("elsewhere"), root)
+        await answer(bench, entry, Choice.RESUME)
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 2}
+    assert len(simulator.batches()) == 2
+
+
+def test_a_run_that_asks_can_still_be_canceled(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Its rows are free again."""
+    simulator = start_simulator(seconds=0.5)
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(2), max_requests=1, max_in_flight=1)
+
+    async def work(driver: Driver) -> str:
+        handle = await driver.start(entry)
+        await submitted(driver, handle)
+        simulator.switch_on("402", "all")
+        await asked(driver, handle)
+        await handle.cancel()
+        return await driver.closed(handle)
+
+    assert bench.run(work) == "CANCELED"
+    assert bench.done(entry).rows == {"succeeded": 1, "pending": 1}
