@@ -40,7 +40,7 @@ RUN_CONFIG: Mapping[str, dg.Field] = {
     "replace": dg.Field(
         dg.Noneable(bool),
         default_value=None,
-        description="Write over what something else or another endpoint wrote, or over all rows with a limit. null: as the resource says.",
+        description="Write over another endpoint's answers, or over all rows with a limit. null: as the resource says.",
     ),
     "max_cost_usd": dg.Field(
         dg.Noneable(float),
@@ -168,7 +168,7 @@ def claude_batch_assets(
         if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
             raise UsageError(
                 f"{body.__qualname__} is async. Dagster cannot stop an async body in order, so terminating the run would leave its batches "
-                "at the vendor. Write `def` and `yield from claude_batch.run(context)`."
+                "at the API. Write `def` and `yield from claude_batch.run(context)`."
             )
         return dg.multi_asset(
             name=name,

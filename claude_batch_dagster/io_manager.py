@@ -107,7 +107,7 @@ def open_output(
 
 def count_statuses(folder: str, asset_key: dg.AssetKey) -> dict[str, int]:
     """Return the rows of an output by status, all its partitions together."""
-    from claude_batch_dagster.storage.output import STATUSES
+    from claude_batch_dagster.core.status import STATUSES
 
     counted = open_output(folder, asset_key).to_table(columns=["status"]).column("status").value_counts().to_pylist()
     return {**dict.fromkeys(STATUSES, 0), **{str(row["values"]): int(row["counts"]) for row in counted}}

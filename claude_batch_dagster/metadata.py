@@ -9,7 +9,8 @@ import dagster as dg
 from claude_batch_dagster.assets import AskedAsset
 from claude_batch_dagster.core.contract import workflow_id
 from claude_batch_dagster.core.schema import Field
-from claude_batch_dagster.storage.output import FAILED_STATUSES, STATUS_DESCRIPTIONS, STATUSES
+from claude_batch_dagster.core.status import FAILED_STATUSES, STATUSES
+from claude_batch_dagster.storage.output import STATUS_DESCRIPTIONS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,12 +47,15 @@ def materialization_metadata(
     """
     rows = count_rows(outputs)
     written = [output.written for output in outputs]
+    # The try of a new task was paid once: a range tells it with its first partition.
+    first = next(output for output in result.outputs if output.task == outputs[0].task)
+    tried = result.tries.get(first.task) if first in outputs else None
     planned = [result.tallies[output.task, output.partition] for output in outputs]
     metadata: dict[str, Any] = {
         "dagster/partition_row_count" if partitioned else "dagster/row_count": sum(rows.values()),
-        **_cost([one.cost_nano_usd for one in written]),
-        "claude_batch/input_tokens": sum(one.input_tokens for one in written),
-        "claude_batch/output_tokens": sum(one.output_tokens for one in written),
+        **_cost([one.cost_nano_usd for one in written] + ([tried.cost_nano_usd] if tried else [])),
+        "claude_batch/input_tokens": sum(one.input_tokens for one in written) + (tried.input_tokens if tried else 0),
+        "claude_batch/output_tokens": sum(one.output_tokens for one in written) + (tried.output_tokens if tried else 0),
         "claude_batch/requests": sum(tally.asked for tally in planned),
         "claude_batch/already_answered": sum(tally.already_answered for tally in planned),
         "claude_batch/batches": min(result.batches, sum(one.batches for one in written)),
@@ -92,9 +96,11 @@ def check_result(asset_key: dg.AssetKey, check_name: str, rows: Mapping[str, int
     total = sum(rows[status] for status in STATUSES)
     if failed:
         kinds = ", ".join(f"{count:,} {status}" for status, count in failed.items())
-        description = f"{sum(failed.values()):,} of {total:,} rows have no answer: {kinds}. The column `error` says why."
+        number = sum(failed.values())
+        description = f"{number:,} of {total:,} rows {'has' if number == 1 else 'have'} no answer: {kinds}. The column `error` says why."
     else:
-        description = f"All {total:,} rows have an answer, a refusal or nothing to ask about."
+        which = "The row has" if total == 1 else f"All {total:,} rows have"
+        description = f"{which} an answer, a refusal or nothing to ask about."
     return dg.AssetCheckResult(
         asset_key=asset_key,
         check_name=check_name,

@@ -67,11 +67,11 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     replace: bool = Field(
         default=False,
-        description="Write into an output folder that something else wrote, that holds another endpoint's answers, or, with a limit, all rows.",
+        description="Write over an output that holds another endpoint's answers or, with a limit, all rows. Files of others are never replaced.",
     )
     max_requests_per_batch: int = Field(default=MAX_REQUESTS, description="At most so many requests in a Message Batch.")
     max_in_flight_batches: int = Field(
-        default=DEFAULT_MAX_IN_FLIGHT_BATCHES, description="At most so many batches of a run at the vendor at once."
+        default=DEFAULT_MAX_IN_FLIGHT_BATCHES, description="At most so many batches of a run in progress at once."
     )
     max_attempts: int = Field(
         default=DEFAULT_MAX_ATTEMPTS,

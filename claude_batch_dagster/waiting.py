@@ -82,7 +82,7 @@ def carry_out(context: dg.AssetExecutionContext, job: Job, connection: Connectio
     """Run the job to its end.
 
     Raises:
-        dg.DagsterExecutionInterruptedError: The run was terminated; its batches are being canceled at the vendor.
+        dg.DagsterExecutionInterruptedError: The run was terminated; its batches are being canceled.
     """
     from claude_batch_dagster.verbs.run import run_job
 
@@ -104,7 +104,7 @@ def carry_out(context: dg.AssetExecutionContext, job: Job, connection: Connectio
 def _cancel(context: dg.AssetExecutionContext, job: Job, run: str, connection: Connection) -> None:
     from claude_batch_dagster.verbs.run import cancel_run
 
-    context.log.info(f"The run was terminated: batch run {run} is being canceled at the vendor. What was answered is kept.")
+    context.log.info(f"The run was terminated: batch run {run} is being canceled. What was answered is kept.")
     try:
         done = cancel_run(job.root, run, connection, CANCEL_TIMEOUT_S)
     except ClaudeBatchError as error:
@@ -157,13 +157,13 @@ class ProgressLog:
 
     def explain(self, plan: "Plan") -> bool:
         """Log what is asked, why, and what it may cost; return True: nobody is there to say no."""
-        from claude_batch_dagster.verbs.cap import explain_reasons
+        from claude_batch_dagster.verbs.cap import explain_plan
 
         worst, expected = plan.worst_nano_usd, plan.expected_nano_usd
         cost = "at an unknown cost"
         if worst is not None and expected is not None:
             cost = f"about {_usd(expected / 1e9)}, at most {_usd(worst / 1e9)}"
-        self._line(f"To ask: {explain_reasons(plan)}; {cost}.")
+        self._line(f"To ask: {_plural(sum(plan.reasons.values()), 'request', 'requests')} ({explain_plan(plan)}), {cost}.")
         return True
 
     def _may_write(self, progress: "JobProgress") -> bool:
@@ -182,7 +182,7 @@ def _counts(progress: "JobProgress") -> tuple[int, int, int]:
 def _phase_line(progress: "JobProgress", limit: int | None) -> str:
     match progress.phase:
         case "plan":
-            only = "" if limit is None else f" limit: only the first {limit:,} rows."
+            only = "" if limit is None else f" limit: only the first {_plural(limit, 'row', 'rows')}."
             return f"Planning: reading the source and looking up what is answered already.{only}"
         case "wait":
             return (
@@ -192,8 +192,8 @@ def _phase_line(progress: "JobProgress", limit: int | None) -> str:
             )
         case _:
             return (
-                f"Publishing {progress.rows_planned:,} rows over all outputs; {progress.requests_asked:,} requests were asked, "
-                f"{progress.requests_already_answered:,} were answered already."
+                f"Publishing {_plural(progress.rows_planned, 'row', 'rows')} over all outputs; {_plural(progress.requests_asked, 'request', 'requests')} asked, "
+                f"{progress.requests_already_answered:,} answered already."
             )
 
 
@@ -207,7 +207,7 @@ def _wait_line(progress: "JobProgress") -> str:
 def _result_line(result: "JobResult") -> str:
     by_status = ", ".join(f"{count:,} {status}" for status, count in result.rows.items() if count and status != "total")
     cost = "unknown cost" if result.cost_usd is None else _usd(result.cost_usd)
-    return f"Published {result.rows['total']:,} rows ({by_status}) for {cost} in {_duration(result.duration_s)}."
+    return f"Published {_plural(result.rows['total'], 'row', 'rows')} ({by_status}) for {cost} in {_duration(result.duration_s)}."
 
 
 def _usd(amount: float) -> str:

@@ -1,7 +1,7 @@
 """Writes `reference.md`, `api.md` and `errors.md` from the code: `make docs-reference`. A test fails where they are stale.
 
-What the code cannot say (what a variable or a key is for) stands in the tables below; a name that the code has and a table has not, or the
-other way round, is an error.
+What the code cannot say (what a variable or a key is for) stands in the tables of meanings.py; a name that the code has and a table has not, or
+the other way round, is an error.
 """
 
 import argparse
@@ -21,102 +21,30 @@ from claude_batch_dagster import ClaudeBatchIOManager, ClaudeBatchResource, Mode
 from claude_batch_dagster.assets import RUN_CONFIG
 from claude_batch_dagster.cli.app import SECTIONS, commands
 from claude_batch_dagster.cli.options import GroupedCommand
-from claude_batch_dagster.core import records, submission
+from claude_batch_dagster.core import submission
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.schema import Field
+from claude_batch_dagster.core.status import FAILED_STATUSES, STATUSES
 from claude_batch_dagster.simulator.__main__ import _parser as simulator_parser
 from claude_batch_dagster.simulator.faults import FAULTS
-from claude_batch_dagster.storage.output import FAILED_STATUSES, STATUS_DESCRIPTIONS, STATUS_FIELDS, STATUSES, Marker, arrow_field
+from claude_batch_dagster.storage.output import STATUS_DESCRIPTIONS, STATUS_FIELDS, Marker, arrow_field
 
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
 sys.path.insert(0, str(DOCS))
+from meanings import (  # noqa: E402 - it lies beside this file, in no package
+    EXIT_CODES,
+    METADATA,
+    NOT_FOR_USERS,
+    OTHER_KEYS,
+    RECORDS,
+    STATUS_MEANINGS,
+    VARIABLES,
+)
 from messages import CLASSES, Message, find_messages, other_messages  # noqa: E402 - it lies beside this file, in no package
 
 GENERATED = "<!-- Written by docs/generate.py from the code: `make docs-reference`. Do not edit. -->"
 SOURCES = [path for package in ("claude_batch_dagster", "temporal_worker") for path in sorted((REPOSITORY / package).rglob("*.py"))]
-VARIABLES = {
-    "ANTHROPIC_API_KEY": ("the worker, and the embedded one", "The key. Nothing else reads it; it is in no record, log or message.", ""),
-    "ANTHROPIC_BASE_URL": (
-        "the worker; clients, to name the endpoint",
-        "Another address of the API: a gateway, or a `claude-batch simulator`.",
-        "Anthropic's",
-    ),
-    "CLAUDE_BATCH_DEMO_DIR": ("the demo", "Folder or URL of the demo's reviews and report.", "`demo` below the root"),
-    "CLAUDE_BATCH_POLL_SECONDS": ("the worker", "The shortest time between two looks at a batch; at least 0.2.", "30"),
-    "CLAUDE_BATCH_ROOT": ("clients", "The root: folder or URL of the records and answers.", "`.claude_batch`"),
-    "CLAUDE_BATCH_SIMULATE": ("clients, the worker", "`1`, `true`, `yes` or `on`: ask a simulator instead of Claude.", ""),
-    "CLAUDE_BATCH_SIMULATOR_WORKSPACE": ("the simulator", "Value of its `anthropic-workspace-id` header.", "`wrkspc_simulated`"),
-    "CLAUDE_BATCH_TASK_QUEUE": ("clients, the worker", "The worker's task queue.", "`claude-batch`"),
-    "CLAUDE_BATCH_TEMPORAL_UI": ("clients", "Address of Temporal's UI, for links.", "the embedded one's"),
-    "DAGSTER_HOME": ("`demo`, `dev`", "Dagster's own. Without it they use `dagster` below a local root.", ""),
-    "TEMPORAL_ADDRESS": ("clients, the worker", "`host:port` of a Temporal server of your own.", "an embedded one"),
-    "TEMPORAL_CONFIG_FILE": ("clients, the worker", "Temporal's own: file of connection profiles.", "Temporal's"),
-    "TEMPORAL_NAMESPACE": ("clients, the worker", "Temporal's own. A root is pinned to one namespace.", "`default`"),
-    "XDG_CACHE_HOME": ("the embedded stack", "Where it keeps its files when the root is a URL.", "`~/.cache`"),
-}
-NOT_FOR_USERS = {"CLAUDE_BATCH_FAULT_POINTS"}
-STATUS_MEANINGS: dict[str, tuple[str, str]] = {
-    "succeeded": ("Claude answered, and the answer fits the task's schema.", "no"),
-    "refused": ("Claude declined to answer (`stop_reason` refusal).", "no"),
-    "truncated": ("The answer was cut at `max_tokens`, or at the context window.", "no, until `--retry-failed` or `--ask-again`"),
-    "invalid": (
-        "The answer breaks the schema, is empty, or ended for another reason than its end.",
-        "no, until `--retry-failed` or `--ask-again`",
-    ),
-    "errored": (
-        "The API said no to the request; `error` begins with the type.",
-        "yes, but for `invalid_request_error`, `request_too_large` and `too_large`",
-    ),
-    "expired": ("The batch ended, after 24 hours, before this request's turn.", "yes; in the same run too, three times in all"),
-    "canceled": ("The batch was canceled before this request's turn.", "yes"),
-    "skipped": ("The text is null or blank: nothing was asked.", "nothing to ask"),
-    "pending": ("There is no answer yet: the run was canceled, is parked, or the row changed after it was planned.", "yes"),
-}
-METADATA = {
-    "dagster/row_count": "Rows of the output, where it has no partitions.",
-    "dagster/partition_row_count": "Rows of the partition.",
-    "dagster/column_schema": "The columns with type and description.",
-    "dagster/uri": "The file, or the output's folder.",
-    "claude_batch/cost_usd": "What this run paid for these rows. A shared answer is counted where it was asked first.",
-    "claude_batch/cost": "Instead of `cost_usd` where the model has no known price.",
-    "claude_batch/input_tokens": "Prompt tokens that this run paid for, less cache reads and writes.",
-    "claude_batch/output_tokens": "Tokens of the answers that this run paid for, thinking included.",
-    "claude_batch/requests": "Distinct requests that this run asked.",
-    "claude_batch/already_answered": "Distinct requests that had an answer before.",
-    "claude_batch/batches": "Batches of this run that answered these rows.",
-    "claude_batch/duration_s": "Seconds from the plan to the output.",
-    "claude_batch/run": "`batch run r42`, for `claude-batch status r42`. Not there where nothing was asked.",
-    "claude_batch/workflow": "The run's page in Temporal's UI where that is known, else its workflow id.",
-    "claude_batch/limit": "Set where a limit left rows out.",
-    "preview": "The first five rows.",
-}
-OTHER_KEYS = {
-    "claude_batch/task": "On the asset itself: what it asks. Keep it where you change specs afterwards.",
-    "claude_batch/failed_partitions": "On a failed run: partition and reason.",
-    "claude_batch/error": "On a failed run: the error's class, see [errors](errors.md).",
-}
-EXIT_CODES = (
-    ("0", "Every row is succeeded, refused or skipped. Also: `plan` shown, `--detach` accepted."),
-    ("3", "The output is written; some rows are truncated, invalid, errored, expired, canceled or pending."),
-    ("1", "Nothing was written, or a partition was not."),
-    ("2", "Wrong usage: nothing was sent."),
-    ("130", "Interrupted."),
-)
-RECORDS: tuple[tuple[str, type[msgspec.Struct] | None, str], ...] = (
-    ("root.json", records.RootRecord, "once"),
-    ("workspace.json", records.WorkspaceRecord, "once"),
-    ("tasks/{task_key}.json", None, "all that a task adds to a row, its name apart"),
-    ("preflights/{task_key}.json", records.PreflightRecord, "once a task"),
-    ("keys/{source digest}-{task_key}.parquet", None, "a row a source row: request_key, and why a row is not asked (skipped, too_large)"),
-    ("plans/{run_id}/requests/{round}-{shard}-{hash}.json", None, "the body of one POST"),
-    ("plans/{run_id}/keys.parquet", None, "a row a request that the run owns: task_key, request_key, shard, position"),
-    ("log/{n}.json", records.LogEntry, "on the next number; from here on the plan's requests are its own"),
-    ("submissions/{run_id}/{round}-{shard}/{i}.json", None, "one record a step: send, batch, not, closed (below)"),
-    ("rounds/{run_id}/{r}.json", records.RoundRecord, "from round 2"),
-    ("responses/{endpoint}/{task_key}/{batch_id}.parquet", None, "what Claude answered; written when the batch is collected"),
-    ("done/{n}.json", records.DoneRecord, "after the answers"),
-)
 
 
 class StaleError(Exception):
@@ -205,6 +133,9 @@ def command_section(command: click.Command) -> Iterator[str]:
             meaning = re.sub(r"\s*\[default: [^\]]*\]", "", text)
             default = extra[0].partition(";")[0] if extra else "required" if one.required else ""
             rows.append((f"`{names}`", default, re.sub(r"\s*\[required\]", "", meaning)))
+        if arguments:
+            described = [(f"`{one.make_metavar(context)}`", one.help or "") for one in arguments]
+            yield from table("", ("argument", "meaning"), described)
         yield from table("", ("option", "default", "meaning"), rows)
         if isinstance(command, GroupedCommand) and command._examples:
             yield from ("", "Examples:", "")
@@ -494,7 +425,7 @@ def _same(what: str, described: Iterable[str], found: Iterable[str]) -> None:
     missing, gone = sorted(set(found) - set(described)), sorted(set(described) - set(found))
     if missing or gone:
         raise StaleError(
-            f"docs/generate.py: {what}: not described: {', '.join(missing) or 'none'}; no more in the code: {', '.join(gone) or 'none'}."
+            f"docs/meanings.py: {what}: not described: {', '.join(missing) or 'none'}; no more in the code: {', '.join(gone) or 'none'}."
         )
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,12 @@ class Shell:
     def batches(self) -> int:
         store = Store(self.root)
         return sum(done.batches for entry in read_entries(store) if (done := read_done(store, entry.number)))
+
+    def let_batches_go(self) -> None:
+        """Let the batches of `held_simulator` end."""
+        request = urllib.request.Request(f"{self.environ['ANTHROPIC_BASE_URL']}/simulator/faults", method="DELETE")
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            reply.read()
 
     def wait_for_batch(self) -> None:
         deadline_s = time.monotonic() + 60
@@ -158,11 +165,19 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture
 def slow_simulator(shell: Shell) -> Iterator[None]:
-    """A simulator of the user's own, whose batches do not end by themselves."""
+    """A simulator of the user's own, whose batches take ten minutes."""
+    yield from run_simulator(shell, "--seconds", "600")
+
+
+@pytest.fixture
+def held_simulator(shell: Shell) -> Iterator[None]:
+    """A simulator of the user's own, whose batches end when the test lets them go."""
+    yield from run_simulator(shell, "--seconds", "0.3", "--fault", "hold")
+
+
+def run_simulator(shell: Shell, *arguments: str) -> Iterator[None]:
     command = [sys.executable, "-m", "claude_batch_dagster.simulator", "--port", "0", "--books", str(shell.folder / "books")]
-    process = subprocess.Popen(
-        [*command, "--seconds", "600", "--exit-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*command, *arguments, "--exit-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     url = process.stdout.readline().split()[-1]
     shell.environ |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "any", "CLAUDE_BATCH_POLL_SECONDS": "0.5"}

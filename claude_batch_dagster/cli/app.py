@@ -1,6 +1,6 @@
 """The entry point: the list of commands, exit codes, and the last line of `--json`.
 
-Exit codes: 0 done, 1 not written, 2 usage, 3 written but rows failed, 130 interrupted.
+Exit codes: 0 done, 1 not written, 2 usage (the options or the task are wrong), 3 written but rows failed, 130 interrupted.
 """
 
 import contextlib
@@ -14,18 +14,20 @@ from typing import NoReturn
 
 import click
 
+from claude_batch_dagster.cli.answer import answer
 from claude_batch_dagster.cli.doctor import doctor
 from claude_batch_dagster.cli.local import demo, dev, simulator, worker
 from claude_batch_dagster.cli.operate import cancel, status, stop
-from claude_batch_dagster.cli.report import Known, failure_object
+from claude_batch_dagster.cli.recover import recover
+from claude_batch_dagster.cli.report import Known, failure_object, read_paid
 from claude_batch_dagster.cli.run import plan, run
 from claude_batch_dagster.cli.show import show
-from claude_batch_dagster.core.errors import ClaudeBatchError, UsageError
+from claude_batch_dagster.core.errors import ClaudeBatchError, TaskError, UsageError
 
 NOT_WRITTEN, USAGE, INTERRUPTED = 1, 2, 130
 SECTIONS = (
     ("Ask Claude", (run, plan)),
-    ("Look after runs", (status, show, cancel, stop, doctor)),
+    ("Look after runs", (status, show, answer, cancel, recover, stop, doctor)),
     ("Try it", (demo, dev)),
     ("Processes", (worker, simulator)),
 )
@@ -86,13 +88,13 @@ def run_command_line(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOT_WRITTEN
     except ClaudeBatchError as error:
-        failure, code, kind = str(error), USAGE if isinstance(error, UsageError) else NOT_WRITTEN, type(error).__name__
+        failure, code, kind = str(error), USAGE if isinstance(error, (UsageError, TaskError)) else NOT_WRITTEN, type(error).__name__
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {failure}", err=True)
     except Exception as error:  # noqa: BLE001 - the last resort: programs get their JSON line, people the whole traceback
         traceback.print_exc()
         failure, code, kind = str(error), NOT_WRITTEN, type(error).__name__
     if "--json" in arguments:
-        click.echo(json.dumps(failure_object(known, kind, failure, code)))
+        click.echo(json.dumps(failure_object(known, kind, failure, code, read_paid(known))))
     return code
 
 

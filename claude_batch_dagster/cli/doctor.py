@@ -15,6 +15,7 @@ from claude_batch_dagster.cli.wording import SIMULATED, count
 
 if TYPE_CHECKING:
     from claude_batch_dagster.core.contract import Finding
+    from claude_batch_dagster.verbs.connection import Connection
 
 MARKS = {"ok": "ok", "warn": "WARN", "fail": "FAIL"}
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -23,19 +24,29 @@ COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command(
     cls=GroupedCommand,
     short_help="Look at key, model, limits, Temporal, workers, root.",
-    examples=(("before the first run", "claude-batch doctor"), ("with another model", "claude-batch doctor --model claude-sonnet-5-5")),
+    examples=(
+        ("before the first run", "claude-batch doctor"),
+        ("with another model", "claude-batch doctor --model claude-sonnet-5-5"),
+        ("is all that was paid for there?", "claude-batch doctor --audit"),
+    ),
 )
 @option("What", "--model", "models", multiple=True, metavar="MODEL", help=f"Model to ask for; repeatable.  [default: {DEFAULT_MODEL}]")
+@option(
+    "What",
+    "--audit",
+    is_flag=True,
+    help="Compare the list of batches of the last 29 days at Anthropic with the root's records: is everything that was paid for there?",
+)
 @root_option
 @simulate_option
 @json_option
 @click.pass_obj
-def doctor(known: Known, /, models: tuple[str, ...], root: str | None, simulate: bool, as_json: bool) -> int:
+def doctor(known: Known, /, models: tuple[str, ...], audit: bool, root: str | None, simulate: bool, as_json: bool) -> int:
     """Look at everything that a run needs: key, endpoint, model, Temporal, workers, root, clock, versions; say what to do about each.
 
     Nothing is asked of Claude and nothing is paid. Without TEMPORAL_ADDRESS the local server and worker are started, and ended afterwards.
 
-    Exit codes: 0 nothing stands in the way of a run; 1 something does.
+    Exit codes: 0 nothing stands in the way of a run; 1 something does, or with --audit: something is paid for and not accounted for.
     """
     from claude_batch_dagster.verbs.doctor import examine
 
@@ -43,6 +54,8 @@ def doctor(known: Known, /, models: tuple[str, ...], root: str | None, simulate:
     known.root = place.root
     click.echo(f"Root {place.root}" + (f"   {SIMULATED}" if place.simulated else ""), err=True)
     with Reach(place, lambda line: click.echo(line, err=True)) as connection:
+        if audit:
+            return show_audit(place.root, connection, as_json=as_json)
         findings = asyncio.run(examine(place.root, connection, models or (DEFAULT_MODEL,), simulate=place.simulate))
     code = 1 if any(finding.status.value == "fail" for finding in findings) else 0
     if as_json:
@@ -51,6 +64,23 @@ def doctor(known: Known, /, models: tuple[str, ...], root: str | None, simulate:
     else:
         click.echo("\n".join(finding_lines(findings)))
     return code
+
+
+def show_audit(root: str, connection: "Connection", *, as_json: bool) -> int:
+    """Audit a root, say what was found; return the exit code."""
+    from dataclasses import asdict
+
+    from claude_batch_dagster.verbs.audit import audit_root
+
+    report, findings = audit_root(root, connection)
+    failed = [finding for finding in findings if finding.status.value == "fail"]
+    if as_json:
+        told = [{"name": one.name, "status": one.status.value, "detail": one.detail, "remedy": one.remedy or None} for one in findings]
+        click.echo(json.dumps({"root": root, "audit": asdict(report), "findings": told, "exit_code": int(bool(failed)), "error": None}))
+    else:
+        last = "Something is paid for and not accounted for." if failed else "Everything that is paid for is accounted for."
+        click.echo("\n".join([*finding_lines(findings)[:-1], last]))
+    return int(bool(failed))
 
 
 def finding_lines(findings: "tuple[Finding, ...]") -> list[str]:

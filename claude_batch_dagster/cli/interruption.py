@@ -121,16 +121,20 @@ def leave_run(signals: Signals, view: ProgressView, reach: Reach, connection: "C
     from claude_batch_dagster.storage.store import Store
 
     entry, latest = known.entry, view.latest
-    if entry is not None and reach.stack is not None:
+    waited_for = latest.run if entry is None and latest is not None and latest.phase == "wait" else None
+    if reach.stack is not None and (entry is not None or waited_for is not None):
         # Before anything else: from here on even a second Ctrl-C leaves the worker at its work.
         reach.stack.stay()
     view.close()
     known.interruption_told = True
     _say("")
-    if entry is None:
-        _say(_nothing_sent(latest.phase if latest else "plan", latest.run if latest else None))
-        return
     store = Store(known.root or "")
+    if waited_for is not None:
+        _say(_leaves_others_run(store, waited_for))
+        return
+    if entry is None:
+        _say(_nothing_sent(latest.phase if latest else "plan"))
+        return
     if read_done(store, entry.number) is not None:
         _say(f"Interrupted. Batch run {entry.label} has ended; its output was not written yet.")
         _say("The same command again writes it, and asks nothing twice.")
@@ -151,12 +155,23 @@ def last_words(known: Known) -> str:
     return f"\nLeft at once. Batch run {label} loses nothing: {where}. The same command again waits for it and writes the output.\n"
 
 
-def _nothing_sent(phase: str, run: str | None) -> str:
+def _nothing_sent(phase: str) -> str:
     if phase == "publish":
         return "Interrupted while the output was written. The same command again writes it, and asks nothing twice."
-    if run is not None:
-        return f"Interrupted. This command sent nothing; batch run {run}, which it waited for, is another command's and is left alone."
     return "Interrupted. Nothing was sent."
+
+
+def _leaves_others_run(store: "Store", run: str) -> str:
+    from claude_batch_dagster.storage.plans import find_entry
+
+    entry = find_entry(store, run)
+    whose = f"the process {entry.owner.pid} on {entry.owner.host}" if entry else "another command"
+    lines = [
+        f"Interrupted. This command sent nothing: it waited for batch run {run}, which {whose} began. That run goes on and is not canceled.",
+        "The same command again waits for it and writes this output.",
+        *follow_up(run, store.uri),
+    ]
+    return "\n".join(lines)
 
 
 def _wants_to_cancel(signals: Signals, entry: "LogEntry") -> bool:

@@ -11,6 +11,7 @@ from claude_batch_dagster.cli.tasks import DEFAULT_MAX_WORDS, DEFAULT_MODEL, Tas
 from claude_batch_dagster.storage.store import absolute_uri
 
 if TYPE_CHECKING:
+    from claude_batch_dagster.core.task import ClaudeTask
     from claude_batch_dagster.verbs.job import Job
 
 DEFAULT_MAX_REQUESTS = 100_000
@@ -57,7 +58,7 @@ job_options = add_options(
         "Which rows",
         "--retry-failed",
         is_flag=True,
-        help="Ask again what failed for good: truncated, invalid, or refused by the API as an invalid request.",
+        help="Ask again what failed for good: truncated, invalid, or errored because the API rejected the request.",
     ),
     option(
         "Where",
@@ -75,15 +76,15 @@ job_options = add_options(
         "Where",
         "--replace",
         is_flag=True,
-        help="Needed to write into a folder of Parquet files that this tool did not write, to put real answers in the place of simulated "
-        "ones or the other way round, and to put the rows of --limit in the place of all. No answer in the root is lost by it.",
+        help="Needed to put real answers in the place of simulated ones or the other way round, and to put the rows of --limit in the place "
+        "of all. No answer in the root is lost by it. Files that this tool did not write are never replaced.",
     ),
     option(
         "Cost",
         "--max-cost-usd",
         type=click.FloatRange(min=0),
         metavar="X",
-        help="Refuse what could cost more. Without it a terminal is asked above $10.",
+        help="Send nothing if it could cost more. Without it you are asked above $10, at a terminal.",
     ),
     option(
         "Cost",
@@ -101,7 +102,7 @@ job_options = add_options(
         default=DEFAULT_MAX_IN_FLIGHT,
         show_default=True,
         metavar="N",
-        help="Batches at Anthropic at once, at most.",
+        help="Batches in progress at once, at most.",
     ),
     option(
         "Cost",
@@ -113,14 +114,24 @@ job_options = add_options(
 )
 
 
-def build_job(place: Place, arguments: Mapping[str, Any]) -> "Job":
-    """Return the job that the options describe; a partition column is found where the source has exactly one hive column."""
+def read_task(arguments: Mapping[str, Any]) -> "ClaudeTask":
+    """Return the task that the options describe."""
+    return build_task(TaskArguments(**{name: arguments[name] for name in ("task", "column", "model", "labels", "max_words")}))
+
+
+def build_job(place: Place, arguments: Mapping[str, Any], task: "ClaudeTask | None" = None) -> "Job":
+    """Return the job that the options describe; a partition column is found where the source has exactly one hive column.
+
+    Args:
+        place: Where the command works.
+        arguments: As typed.
+        task: As `read_task` returned it, where that was done before.
+    """
     from claude_batch_dagster.storage.source import ParquetDataset, find_partition_column
     from claude_batch_dagster.verbs.connection import DEFAULT_NAMESPACE, external_connection
     from claude_batch_dagster.verbs.job import Job, Target
 
-    names = ("task", "column", "model", "labels", "max_words")
-    task = build_task(TaskArguments(**{name: arguments[name] for name in names}))
+    task = read_task(arguments) if task is None else task
     dataset = ParquetDataset(path=arguments["source"], key=tuple(arguments["keys"]), partition_column=arguments["partition_column"])
     columns = arguments["columns"]
     external = external_connection()

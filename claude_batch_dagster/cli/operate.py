@@ -36,7 +36,7 @@ class FoundRun:
     short_help="Show the runs of a root, or one run.",
     examples=(("all runs", "claude-batch status"), ("one of them", "claude-batch status r42")),
 )
-@click.argument("run", required=False)
+@click.argument("run", required=False, help="r42, or a run_id; without it all runs are listed.")
 @root_option
 @simulate_option
 def status(run: str | None, root: str | None, simulate: bool) -> None:
@@ -61,14 +61,14 @@ def status(run: str | None, root: str | None, simulate: bool) -> None:
 @click.command(
     cls=GroupedCommand, short_help="Cancel a run and keep what it answered.", examples=(("cancel a run", "claude-batch cancel r42"),)
 )
-@click.argument("run")
+@click.argument("run", help="r42, or its run_id.")
 @root_option
 @simulate_option
 @click.pass_obj
 def cancel(known: Known, /, run: str, root: str | None, simulate: bool) -> int:
     """Cancel RUN (r42, or its run_id) and wait until it is settled.
 
-    Its batches are canceled at Anthropic; what they answered until then is collected, kept and paid for. Nothing more is sent.
+    Its batches are canceled; what they answered until then is collected, kept and paid for. Nothing more is sent.
     """
     from claude_batch_dagster.storage.plans import read_done
     from claude_batch_dagster.storage.store import Store
@@ -167,4 +167,23 @@ def show_runs(root: str, views: list[RunView]) -> None:
     for view in views:
         for question in view.questions:
             click.echo(f"{view.entry.label} waits for an answer: {question}")
+    for warning in root_warnings(root):
+        click.echo(warning)
     click.echo("")
+
+
+def root_warnings(root: str) -> list[str]:
+    """Return what a person should know of a root besides its runs: results that are about to go, batches that came too late."""
+    from claude_batch_dagster.storage.recovered import list_unstored_strays
+    from claude_batch_dagster.storage.store import Store
+    from claude_batch_dagster.verbs.aging import warn_of_aging
+
+    store = Store(root)
+    lines = warn_of_aging(store)
+    if strays := list_unstored_strays(store):
+        shown = ", ".join(stray.batch_id for stray in strays[:3]) + (", ..." if len(strays) > 3 else "")
+        what = "A batch" if len(strays) == 1 else f"{len(strays):,} batches"
+        lines.append(
+            f"{what} came after its shard was given up, and is paid for ({shown}). Harvest with the run's options: claude-batch recover"
+        )
+    return lines

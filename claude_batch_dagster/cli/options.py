@@ -28,12 +28,19 @@ class GroupedCommand(click.Command):
         self._examples = examples
         super().__init__(*arguments, **attributes)
 
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the arguments, before the options."""
+        arguments = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Argument)]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(one.make_metavar(ctx), one.help or "") for one in arguments])
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group in the order of their definition."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(parameter, click.Argument):
                 groups.setdefault(getattr(parameter, "heading", "Other"), []).append(record)
         for heading, records in groups.items():
             with formatter.section(heading):

@@ -5,21 +5,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from claude_batch_dagster.cli.reach import Place
-from claude_batch_dagster.cli.report import STATUSES, Known
+from claude_batch_dagster.cli.report import Known
 from claude_batch_dagster.cli.request_view import request_lines
-from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, count, nano_usd
+from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, count, nano_usd, usd
+from claude_batch_dagster.core.status import STATUSES
 
 if TYPE_CHECKING:
     from claude_batch_dagster.verbs.job import Job
     from claude_batch_dagster.verbs.plan import Plan
-
-REASON_WORDS = {
-    "new": "new",
-    "changed": "changed",
-    "prompt_changed": "because the task changed",
-    "failed_before": "failed before",
-    "asked_again": "asked again on purpose",
-}
 
 
 def preview_lines(place: Place, job: "Job", found: "Plan") -> list[str]:
@@ -47,6 +40,8 @@ def preview_lines(place: Place, job: "Job", found: "Plan") -> list[str]:
     lines += [f"{'Why' if place_in_list == 0 else '':<10}{line}" for place_in_list, line in enumerate(why_lines(found))]
     lines.append(f"Cost      expected {nano_usd(found.expected_nano_usd)}, at most {nano_usd(found.worst_nano_usd)}")
     lines += [f"          {sentence}" for sentence in assumptions(found)]
+    if job.max_cost_usd is not None and found.worst_nano_usd is not None and found.worst_nano_usd > job.max_cost_usd * NANO:
+        lines.append(f"          over the cap of {usd(job.max_cost_usd)} (--max-cost-usd): run would send nothing")
     lines += [f"Left out  {partition}: {reason}" for partition, reason in found.bad_partitions.items()]
     lines += [f"Warning   {warning}" for warning in found.warnings]
     if found.example is not None:
@@ -56,11 +51,9 @@ def preview_lines(place: Place, job: "Job", found: "Plan") -> list[str]:
 
 def why_lines(found: "Plan") -> list[str]:
     """Return why the requests are asked, and which parts of a task changed."""
-    reasons = [f"{found.reasons[reason]:,} {words}" for reason, words in REASON_WORDS.items() if found.reasons.get(reason)]
-    return [
-        *([", ".join(reasons)] if reasons else []),
-        *(f"what changed in {name}: {', '.join(parts)}" for name, parts in found.changed_parts.items()),
-    ]
+    from claude_batch_dagster.verbs.reasons import explain_reasons
+
+    return explain_reasons(found.reasons, found.changed_parts)
 
 
 def explain_limit(limit: int, source_rows: int) -> str:
@@ -102,7 +95,9 @@ def preview_object(known: Known, found: "Plan") -> dict[str, object]:
 
 def reason_counts(reasons: Mapping[str, int]) -> dict[str, int]:
     """Return every reason with its count, 0 where it did not occur."""
-    return {reason: reasons.get(reason, 0) for reason in REASON_WORDS}
+    from claude_batch_dagster.verbs.reasons import Reason
+
+    return {reason.value: reasons.get(reason, 0) for reason in Reason}
 
 
 def assumptions(found: "Plan") -> list[str]:

@@ -144,7 +144,7 @@ class LiveProgress:
 def describe_phase(progress: "JobProgress") -> str:
     """Return what the run does now, in one line without the elapsed time."""
     if progress.phase == "plan":
-        return f"planning: {describe_rows(progress)}" if progress.rows_planned else "planning"
+        return f"planned: {describe_rows(progress)}" if progress.rows_planned else "planning"
     if progress.phase == "publish":
         return "writing the output"
     return f"batches: {describe_batches(progress)}; {usd(progress.cost_usd)} so far"
@@ -153,8 +153,8 @@ def describe_phase(progress: "JobProgress") -> str:
 def describe_rows(progress: "JobProgress") -> str:
     """Return how many rows were planned and what became of their requests."""
     parts = [
-        f"{count(progress.rows_planned, 'row')} planned",
-        f"{progress.requests_asked:,} asked",
+        count(progress.rows_planned, "row"),
+        f"{count(progress.requests_asked, 'request')} {'to ask' if progress.phase == 'plan' else 'asked'}",
         f"{progress.requests_already_answered:,} already answered",
     ]
     if progress.requests_in_flight:

@@ -64,10 +64,11 @@ class Reach:
         self._exits.__exit__(*exception)
 
     def _start(self) -> str:
-        from claude_batch_dagster.embedded import attach
+        from claude_batch_dagster.embedded import attach, find_stack
 
         if self.stack is None:
-            self._say("TEMPORAL_ADDRESS is not set: a local Temporal server and a worker are started.")
+            runs_already = find_stack(self._place.root) is not None
+            self._say(f"{'Using the' if runs_already else 'Starting a'} local Temporal server and worker.")
             self.stack = self._exits.enter_context(attach(self._place.root, simulate=self._place.simulate, detach=self._detach))
             self._say(f"Temporal UI {self.stack.temporal_ui_url}")
         return self.stack.connection.address

@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from claude_batch_dagster.cli.wording import SIMULATED, batches, command, count, duration, usd
+from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, command, count, duration, usd
+from claude_batch_dagster.core.errors import ClaudeBatchError
+from claude_batch_dagster.core.status import FAILED_STATUSES, STATUSES
 
 if TYPE_CHECKING:
     from claude_batch_dagster.core.records import LogEntry
+    from claude_batch_dagster.verbs.paid import Paid
+    from claude_batch_dagster.verbs.progress import JobProgress
     from claude_batch_dagster.verbs.run import JobResult
 
-STATUSES = ("succeeded", "refused", "truncated", "invalid", "errored", "expired", "canceled", "skipped", "pending")
-FAILED_STATUSES = ("truncated", "invalid", "errored", "expired", "canceled", "pending")
 ROWS_FAILED = 3
 
 
@@ -21,6 +23,7 @@ class Known:
 
     Attributes:
         entry: The command's own run, the last one.
+        progress: How far the command came.
         interruption_told: Whether a person was told what becomes of the work after Ctrl-C.
     """
 
@@ -30,6 +33,7 @@ class Known:
     run_id: str | None = None
     workflow_id: str | None = None
     entry: "LogEntry | None" = None
+    progress: "JobProgress | None" = None
     interruption_told: bool = False
 
     def name_run(self, entry: "LogEntry") -> None:
@@ -40,15 +44,36 @@ class Known:
         self.run, self.run_id, self.workflow_id = entry.label, entry.run_id, workflow_id(entry.run_id)
 
 
-def failure_object(known: Known, kind: str, message: str, exit_code: int) -> dict[str, object]:
-    """Return the JSON object of a command that wrote nothing: all counts are zero, what it cost is not known."""
+def read_paid(known: Known) -> "Paid | None":
+    """Return what the command's own run has paid for, None where there is none, or where its records cannot be read now."""
+    if known.entry is None or known.root is None:
+        return None
+    from claude_batch_dagster.verbs.paid import read_paid
+
+    try:
+        return read_paid(known.root, known.entry)
+    except (ClaudeBatchError, OSError):
+        return None
+
+
+def failure_object(known: Known, kind: str, message: str, exit_code: int, paid: "Paid | None" = None) -> dict[str, object]:
+    """Return the JSON object of a command that wrote nothing: no rows, but what its run asked and paid for.
+
+    Args:
+        paid: What the own run has paid for; without it `cost_usd` is None where there is an own run.
+    """
+    progress, tokens = known.progress, ("input", "output", "cache_read", "cache_write")
     return {
         **_names(known),
         "rows": dict.fromkeys(("total", *STATUSES), 0),
-        "requests": dict.fromkeys(("asked", "already_answered", "in_flight"), 0),
-        "batches": 0,
-        "tokens": dict.fromkeys(("input", "output", "cache_read", "cache_write"), 0),
-        "cost_usd": None,
+        "requests": {
+            "asked": known.entry.keys.count if known.entry else 0,
+            "already_answered": progress.requests_already_answered if progress else 0,
+            "in_flight": progress.requests_in_flight if progress else 0,
+        },
+        "batches": paid.batches if paid else 0,
+        "tokens": {name: paid.tokens[name] if paid else 0 for name in tokens},
+        "cost_usd": _cost_usd(known, paid),
         "exit_code": exit_code,
         "error": {"type": kind, "message": message},
     }
@@ -86,7 +111,8 @@ def partition_failure(result: "JobResult") -> str | None:
     if not result.failed_partitions:
         return None
     reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed_partitions.items())
-    return f"{count(len(result.failed_partitions), 'partition')} of the source could not be read and were not written: {reasons}"
+    number = len(result.failed_partitions)
+    return f"{count(number, 'partition')} of the source {'was' if number == 1 else 'were'} left out and not written: {reasons}"
 
 
 def summarize_result(known: Known, result: "JobResult", *, simulated: bool, limit_note: str | None = None) -> list[str]:
@@ -98,7 +124,7 @@ def summarize_result(known: Known, result: "JobResult", *, simulated: bool, limi
     rows, requests = result.rows, result.requests
     if result.detached and result.run is None:
         return [
-            "Nothing had to be asked: every request is answered or being answered. Type the same command without --detach to write the output."
+            "There is nothing new to ask: every request is answered or being answered. Type the same command without --detach to write the output."
         ]
     if result.detached:
         return [
@@ -106,12 +132,17 @@ def summarize_result(known: Known, result: "JobResult", *, simulated: bool, limi
             "Its answers are collected by themselves. Type the same command again, without --detach, to write the output.",
             *follow_up(result.run, known.root or ""),
         ]
-    name = f"Batch run {result.run}" if result.run else "Nothing had to be asked: the output"
     by_status = ", ".join(f"{rows[status]:,} {status}" for status in STATUSES if rows.get(status)) or "none"
     asked = f"{requests.get('asked', 0):,} asked in {batches(result.batches)}, {requests.get('already_answered', 0):,} already answered"
-    tokens = f"{result.tokens.get('input', 0):,} input and {result.tokens.get('output', 0):,} output tokens"
+    asked += f", {requests['in_flight']:,} answered in another run" if requests.get("in_flight") else ""
+    tokens = f"{count(result.tokens.get('input', 0), 'token')} of input, {result.tokens.get('output', 0):,} of output"
+    first = (
+        f"Batch run {result.run} is done after {duration(result.duration_s)}."
+        if result.run
+        else "Nothing new had to be asked. The output is written."
+    )
     lines = [
-        f"{name} is done after {duration(result.duration_s)}." + (f"   {SIMULATED}" if simulated else ""),
+        first + (f"   {SIMULATED}" if simulated else ""),
         f"  Rows      {rows.get('total', 0):,}: {by_status}",
         f"  Requests  {asked}",
         f"  Cost      {usd(result.cost_usd)} ({tokens})",
@@ -138,6 +169,12 @@ def follow_up(run: str | None, root: str) -> list[str]:
     if run is None:
         return []
     return [f"  look at it: {command('status', root, run)}", f"  cancel it:  {command('cancel', root, run)}"]
+
+
+def _cost_usd(known: Known, paid: "Paid | None") -> float | None:
+    if known.entry is None:
+        return 0.0
+    return None if paid is None or paid.cost_nano_usd is None else paid.cost_nano_usd / NANO
 
 
 def _names(known: Known) -> dict[str, object]:

@@ -2,16 +2,13 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from claude_batch_dagster.cli.interruption import INTERRUPTED, Signals, ask_line, last_words, leave_run
-from claude_batch_dagster.cli.job_options import build_job, job_options
+from claude_batch_dagster.cli.job_options import build_job, job_options, read_task
 from claude_batch_dagster.cli.options import GroupedCommand, option
 from claude_batch_dagster.cli.preview import count_source_rows, explain_limit, preview_lines, preview_object, why_lines
 from claude_batch_dagster.cli.progress import ProgressView, open_progress
@@ -71,14 +68,18 @@ def run(known: Known, /, *, detach: bool, as_json: bool, **arguments: Any) -> in
     What was answered before is not asked again. A batch takes usually under an hour, at most 24; the run survives a closed terminal, and the
     same command again goes on where it was. Ctrl-C asks whether to detach or to cancel; elsewhere than on a terminal it detaches.
 
-    Exit codes: 0 every row succeeded, was refused or skipped; 3 written, but some rows failed; 1 not written; 2 usage; 130 interrupted.
+    Exit codes: 0 every row succeeded, was refused or skipped; 3 written, but some rows failed; 1 not written; 2 the options or the task are wrong, nothing was
+    sent; 130 interrupted.
     """
     from claude_batch_dagster.verbs.run import run_job
+    from claude_batch_dagster.verbs.writable import check_writable
 
+    task = read_task(arguments)
     place = find_place(arguments["root"], simulate=arguments["simulate"], needs_key=True)
-    job = build_job(place, arguments)
+    job = build_job(place, arguments, task)
     known.root, known.output = place.root, job.targets[0].output
-    check_writable(known.output)
+    # Before a server is started for it.
+    check_writable(job)
     view = open_progress(simulated=place.simulated)
     if place.simulated:
         view.say(SIMULATED)
@@ -86,6 +87,7 @@ def run(known: Known, /, *, detach: bool, as_json: bool, **arguments: Any) -> in
     reach = Reach(place, view.say, detach=detach)
 
     def say_last() -> tuple[str, str]:
+        known.progress = view.latest
         failure = json.dumps(failure_object(known, "KeyboardInterrupt", "Interrupted twice.", INTERRUPTED)) + "\n"
         return last_words(known), failure if as_json else ""
 
@@ -106,37 +108,15 @@ def run(known: Known, /, *, detach: bool, as_json: bool, **arguments: Any) -> in
             raise type(error)(f"{error} {KEPT}", **error.context) from error
         finally:
             view.close()
+            known.progress = view.latest
         code = exit_code_of(result)
         if as_json:
+            for warning in result.warnings:
+                click.echo(warning, err=True)
             click.echo(json.dumps(result_object(known, result, code)))
         else:
             click.echo("\n".join(summarize_result(known, result, simulated=place.simulated, limit_note=limit_note(job))))
     return code
-
-
-def check_writable(output: str) -> None:
-    """Refuse a local output that cannot be written before anything is asked and paid for it.
-
-    Raises:
-        OutputError: Terminal. With the operating system's reason.
-    """
-    if "://" in output:
-        return
-    folder, made = Path(output), []
-    try:
-        for one in reversed([folder, *folder.parents]):
-            if not one.exists():
-                one.mkdir()
-                made.append(one)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OutputError(
-            f"The output {output} cannot be written: {error.strerror or error}. Nothing was sent. Choose another folder, or mend its permissions."
-        ) from error
-    finally:
-        for one in reversed(made):
-            with suppress(OSError):
-                one.rmdir()
 
 
 def limit_note(job: "Job") -> str | None:
@@ -161,8 +141,9 @@ def plan(known: Known, /, *, as_json: bool, **arguments: Any) -> int:
     """
     from claude_batch_dagster.verbs.plan import plan_job
 
+    task = read_task(arguments)
     place = find_place(arguments["root"], simulate=arguments["simulate"], needs_key=False)
-    job = build_job(place, arguments)
+    job = build_job(place, arguments, task)
     known.root, known.output = place.root, job.targets[0].output
     found = plan_job(job, preview=True)
     if as_json:
@@ -189,7 +170,7 @@ def confirm_above(view: ProgressView, job: "Job") -> "Callable[[Plan], bool] | N
         click.echo("\n".join(question_lines(job, found)), err=True)
         if ask_line("Send them? [y/N] ") not in ("y", "yes"):
             raise NotConfirmedError(
-                f"Not confirmed: {found.total.asked:,} requests were not sent. Nothing was written. "
+                f"Not confirmed: none of {count(found.total.asked, 'request')} was sent. Nothing was written. "
                 "Try a few rows first (--limit 20), or say what may be spent (--max-cost-usd X)."
             )
         return True

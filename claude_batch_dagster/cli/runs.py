@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from claude_batch_dagster.cli.reach import find_connection
-from claude_batch_dagster.cli.wording import SIMULATED, USUAL_DURATION, batches, command, duration, nano_usd
+from claude_batch_dagster.cli.wording import SIMULATED, USUAL_DURATION, batches, command, count, duration, nano_usd
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, Progress, workflow_id
 from claude_batch_dagster.core.submission import Accepted, Closed, NotAccepted, Record, Send
 from claude_batch_dagster.verbs.endpoint import SIMULATOR
@@ -40,7 +40,7 @@ class RunView:
 
     @property
     def submitted(self) -> int:
-        """Batches that the vendor created."""
+        """Batches that were created."""
         if self.done is not None:
             return self.done.batches
         return sum(isinstance(record, Accepted) for records in self.submissions.values() for record in records)
@@ -57,7 +57,7 @@ class RunView:
     @property
     def questions(self) -> list[str]:
         """What a person has to decide."""
-        return [parked.question for parked in self.live.parked] if self.live and self.done is None else []
+        return list(self.live.questions) if self.live and self.done is None else []
 
 
 class Records:
@@ -207,18 +207,19 @@ def _describe_shard(records: list[Record]) -> str:
         return f"{batch_id}{tip.reason.value}"
     if isinstance(tip, NotAccepted):
         return f"not accepted: {tip.why}"
-    return f"POST of {tip.count:,} requests at {_local(tip.sent_at)}: its end is not known yet"
+    return f"POST of {count(tip.count, 'request')} at {_local(tip.sent_at)}: its end is not known yet"
 
 
 def _describe_questions(view: RunView) -> list[str]:
     if not view.questions or view.live is None:
         return []
+    asked = {question: parked.shard for parked in view.live.parked for question in [parked.question]}
     lines = []
-    for parked in view.live.parked:
-        records = view.submissions.get((view.live.round, parked.shard), [])
+    for question in view.questions:
+        records = view.submissions.get((view.live.round, asked.get(question, -1)), [])
         sent = next((record for record in reversed(records) if isinstance(record, Send)), None)
-        about = f" ({sent.count:,} requests, POST at {_local(sent.sent_at)})" if sent else ""
-        lines.append(f"  Waits for an answer about shard {parked.shard}{about}: {parked.question}")
+        about = f" ({count(sent.count, 'request')}, POST at {_local(sent.sent_at)})" if sent else ""
+        lines.append(f"  Waits for an answer{about}: {question}")
     return lines
 
 

@@ -40,11 +40,12 @@ LATER = {
         ("a key of two columns", "claude-batch show out/ 2026-11-02,17"),
     ),
 )
-@click.argument("output")
-@click.argument("key")
+@click.argument("output", help="The folder that `run --output` was given.")
+@click.argument("key", help="The row's key; the columns of one key are joined by commas.")
 @option("What", "--partition", metavar="VALUE", help="The row's partition, where several have the key.")
 @option("What", "--key", "key_columns", multiple=True, metavar="NAME", help="The key's columns, where the output carries more than them.")
 @root_option
+@option("How", "--simulate", is_flag=True, hidden=True, expose_value=False, help="Nothing: an output knows whose answers it holds.")
 @json_option
 @click.pass_obj
 def show(
@@ -52,7 +53,7 @@ def show(
 ) -> int:
     """Show the row of OUTPUT whose key is KEY: the request as Claude got it, the answer, every attempt with its tokens, cost and batch.
 
-    OUTPUT is the folder that `run --output` was given. Rows that failed, were skipped or are pending are shown too. Reads only.
+    Rows that failed, were skipped or are pending are shown too. Reads only.
     """
     from claude_batch_dagster.verbs.show import show_row
 
@@ -86,7 +87,7 @@ def story_lines(story: "RowStory") -> list[str]:
     lines.append(f"Attempts  {count(len(story.attempts), 'answer')} in {story.root}, {nano_usd(story.cost_nano_usd)} in all")
     for attempt in story.attempts:
         lines += [f"          {line}" for line in _attempt_lines(attempt)]
-    published = f"batch run {story.run}" if story.run else "a command that had to ask nothing"
+    published = f"batch run {story.run}" if story.run else "a command that asked nothing new"
     return [*lines, f"Published by {published}, from {story.source}"]
 
 

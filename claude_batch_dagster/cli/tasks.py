@@ -72,7 +72,7 @@ def load_task(file: Path, name: str) -> "ClaudeTask":
         spec.loader.exec_module(module)
     except TaskError:
         raise
-    except Exception as error:
+    except Exception as error:  # the file is a person's program: whatever it raises is told with its file
         raise TaskError(
             f"The task file {file} failed: {type(error).__name__}: {error}. Nothing was sent. Run it with Python alone."
         ) from error

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from claude_batch_dagster.simulator.books import BooksInUseError
 from claude_batch_dagster.simulator.faults import FAULTS, parse_switch
-from claude_batch_dagster.simulator.server import WORKSPACE, serve
+from claude_batch_dagster.simulator.server import WORKSPACE, AddressError, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         asyncio.run(_run(arguments))
+    except AddressError as error:
+        print(f"simulator: {error} Nothing was started. Choose another with --port, 0 for a free one.", file=sys.stderr)
+        return 1
     except (BooksInUseError, OSError) as error:
         print(f"simulator: {error}", file=sys.stderr)
         return 1

@@ -46,6 +46,13 @@ def ended_at(batch: Batch) -> float:
     return min(end, batch.cancel_initiated_at + min(1.0, batch.takes_s / 4))
 
 
+def hold_back(batch: Batch, now: float, *, held_from: float | None) -> float:
+    """The time that counts for a batch: where it is held, half-way to its end at most; once canceled it ends all the same."""
+    if held_from is None or batch.number < held_from or batch.cancel_initiated_at is not None:
+        return now
+    return min(now, batch.created_at + batch.takes_s / 2 - 1e-6)
+
+
 def processing_status(batch: Batch, now: float) -> str:
     """`in_progress`, `canceling` or `ended`."""
     if now >= ended_at(batch):

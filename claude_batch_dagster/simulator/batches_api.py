@@ -8,7 +8,7 @@ from functools import partial
 
 from aiohttp import web
 
-from claude_batch_dagster.simulator.batch import Batch, describe_batch, ended_at, is_archived, processing_status
+from claude_batch_dagster.simulator.batch import Batch, describe_batch, ended_at, hold_back, is_archived, processing_status
 from claude_batch_dagster.simulator.books import Books
 from claude_batch_dagster.simulator.envelope import Item, read_envelope
 from claude_batch_dagster.simulator.faults import FaultBoard
@@ -20,7 +20,7 @@ from claude_batch_dagster.simulator.wire import WireError, invalid_request, not_
 Headers = Mapping[str, str]
 POLL_HINT_S = 10
 MAX_PAGE = 1000
-_STORED_SETTINGS = ("model-not-found",)
+_STORED_SETTINGS = ("model-not-found", "long-answers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class BatchesApi:
         """GET one batch; while it is unfinished with `retry-after`."""
         batch = self._find(request)
         response = self._reply(batch, request)
-        now = self.clock()
+        now = self._now(batch)
         if processing_status(batch, now) != "ended":
             remaining_s = ended_at(batch) - now
             response.headers["retry-after"] = str(max(1, min(POLL_HINT_S, int(-(-remaining_s // 1)))))
@@ -72,7 +72,7 @@ class BatchesApi:
             page = batches[:limit]
         return web.json_response(
             {
-                "data": [describe_batch(batch, now, _base_url(request)) for batch in page],
+                "data": [describe_batch(batch, self._now(batch), _base_url(request)) for batch in page],
                 "has_more": len(batches) > len(page),
                 "first_id": page[0].id if page else None,
                 "last_id": page[-1].id if page else None,
@@ -82,14 +82,15 @@ class BatchesApi:
     async def cancel(self, request: web.Request) -> web.Response:
         """POST cancel: `canceling`; again while canceling changes nothing, after the end it is refused (undocumented)."""
         batch = self._find(request)
-        if processing_status(batch, self.clock()) == "ended":
+        now = self._now(batch)
+        if processing_status(batch, now) == "ended":
             raise invalid_request(f"Batch {batch.id} cannot be canceled because it has already finished processing.")
-        return self._reply(await asyncio.to_thread(self.books.cancel, batch.id, self.clock()), request)
+        return self._reply(await asyncio.to_thread(self.books.cancel, batch.id, now), request)
 
     async def delete(self, request: web.Request) -> web.Response:
         """DELETE a batch that has ended."""
         batch = self._find(request)
-        if processing_status(batch, self.clock()) != "ended":
+        if processing_status(batch, self._now(batch)) != "ended":
             raise invalid_request(f"Batch {batch.id} cannot be deleted while it is processing. Cancel it first.")
         self.books.delete(batch.id, self.clock())
         return web.json_response({"id": batch.id, "type": "message_batch_deleted"})
@@ -97,7 +98,7 @@ class BatchesApi:
     async def results(self, request: web.Request) -> web.StreamResponse:
         """GET the results as lines; 404 before the end, once archived and after deletion (undocumented)."""
         batch = self._find(request)
-        now = self.clock()
+        now = self._now(batch)
         if processing_status(batch, now) != "ended":
             raise not_found(f"Batch {batch.id} has no results yet: it is still processing.")
         if is_archived(batch, now):
@@ -130,11 +131,11 @@ class BatchesApi:
             raise invalid_request("The request body is nested too deeply") from None
 
     def _store(self, items: list[Item], version: str, betas: frozenset[str], upload: Upload, headers: Headers) -> Batch:
-        self._check_queue(len(items), self.clock())
+        self._check_queue(len(items))
         if self.faults.setting("strict-create") is not None:
             _check_params(items, version, betas)
         faults = self.faults.draw_requests([item.custom_id for item in items])
-        faults |= {name: 1.0 for name in _STORED_SETTINGS if self.faults.setting(name) is not None}
+        faults |= {name: number for name in _STORED_SETTINGS if (number := self.faults.setting(name)) is not None}
         retries = headers.get("x-stainless-retry-count", "0")
         template = Batch(
             id="",
@@ -150,11 +151,11 @@ class BatchesApi:
         )
         return self.books.add(template, items, partial(judge_request, version, betas, faults), self.clock)
 
-    def _check_queue(self, count: int, now: float) -> None:
+    def _check_queue(self, count: int) -> None:
         limit = self.faults.setting("queue-limit")
         if limit is None:
             return
-        queued = sum(batch.count for batch in self.books.newest_first() if processing_status(batch, now) != "ended")
+        queued = sum(batch.count for batch in self.books.newest_first() if processing_status(batch, self._now(batch)) != "ended")
         if queued + count > limit:
             raise WireError(
                 429,
@@ -170,7 +171,10 @@ class BatchesApi:
         return batch
 
     def _reply(self, batch: Batch, request: web.Request) -> web.Response:
-        return web.json_response(describe_batch(batch, self.clock(), _base_url(request)))
+        return web.json_response(describe_batch(batch, self._now(batch), _base_url(request)))
+
+    def _now(self, batch: Batch) -> float:
+        return hold_back(batch, self.clock(), held_from=self.faults.setting("hold"))
 
 
 def _check_params(items: list[Item], version: str, betas: frozenset[str]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from claude_batch_dagster.simulator.batch import processing_status
+from claude_batch_dagster.simulator.batch import hold_back, processing_status
 from claude_batch_dagster.simulator.books import Books
 from claude_batch_dagster.simulator.faults import FAULTS, FaultBoard
 from claude_batch_dagster.simulator.upload import receive_small_body
@@ -34,13 +34,13 @@ class Control:
 
     async def summary(self, request: web.Request) -> web.Response:
         """GET /simulator/books: every batch, deleted ones too, newest first."""
-        now = self.clock()
+        now, held = self.clock(), self.faults.setting("hold")
         batches = [
             {
                 "id": batch.id,
                 "created_at": timestamp(batch.created_at),
                 "count": batch.count,
-                "status": "deleted" if batch.deleted_at is not None else processing_status(batch, now),
+                "status": "deleted" if batch.deleted_at is not None else processing_status(batch, hold_back(batch, now, held_from=held)),
                 "outcomes": batch.tallies,
                 "retry_count": batch.retry_count,
                 "body_sha256": batch.body_sha256,

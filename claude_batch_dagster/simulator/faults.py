@@ -87,6 +87,8 @@ FAULTS: Mapping[str, Fault] = {
     "401-from": Fault(kind="setting", says="after N more calls every key is revoked (default 0)", default=0),
     "slow-upload": Fault(kind="setting", says="a create's body takes N more seconds to be read (default 2)", default=2),
     "slow-batch": Fault(kind="setting", says="a batch takes N more seconds to end (default 600)", default=600),
+    "hold": Fault(kind="setting", says="no batch from the Nth on (default 1) ends while this is on; a canceled one does"),
+    "long-answers": Fault(kind="setting", says="an answer needs N tokens: a smaller max_tokens cuts it (default 1000)", default=1000),
     "list-lag": Fault(kind="setting", says="a batch is listed N seconds after its creation (default 5)", default=5),
     "clock-skew": Fault(kind="setting", says="the simulator's clock is N seconds ahead (default 3600)", default=3600),
     "queue-limit": Fault(kind="setting", says="a create that brings more than N unfinished requests gets a 429", default=100_000),

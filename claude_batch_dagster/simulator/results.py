@@ -1,6 +1,7 @@
 """The lines of a batch's results: made when they are downloaded, the same every time."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -63,6 +64,8 @@ def _result(batch: Batch, entry: Entry, spoiling: Spoiling) -> dict[str, object]
     question = read_question(entry.params, batch.version, frozenset(batch.betas), batch=True)
     if isinstance(question, Refusal):
         return _errored(batch, entry)
+    if question.shape.max_tokens < batch.faults.get("long-answers", 0):
+        spoiling = replace(spoiling, truncated=True)
     message_id = derived_id("msg_01", batch.id, entry.custom_id)
     return {"type": "succeeded", "message": answer_message(question, message_id, spoiling=spoiling)}
 

@@ -1,6 +1,7 @@
 """The HTTP server: routes, what every call passes, start and stop."""
 
 import asyncio
+import os
 import tempfile
 import threading
 import time
@@ -30,6 +31,10 @@ _STOP_S = 0.2
 _REQUEST_ID = web.RequestKey("request_id", str)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AddressError(OSError):
+    """The simulator cannot listen where it was told to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +72,7 @@ async def serve(
     Raises:
         BooksInUseError: another simulator has the books open.
         ValueError: an unknown fault.
-        OSError: the address is taken.
+        AddressError: the address is taken, or none of this machine's.
     """
     board = FaultBoard(faults)
     with tempfile.TemporaryDirectory(prefix="claude-batch-simulator-") if books is None else _kept(books) as folder:
@@ -78,7 +83,7 @@ async def serve(
             runner = web.AppRunner(gate.app(), access_log=None, shutdown_timeout=_STOP_S, handle_signals=False)
             await runner.setup()
             try:
-                await web.TCPSite(runner, host, port).start()
+                await _listen(runner, host, port)
                 bound: int = runner.addresses[0][1]
                 shown = f"[{host}]" if ":" in host else host
                 yield Simulator(url=f"http://{shown}:{bound}", port=bound, books=ledger, faults=board, calls=gate.control.calls)
@@ -137,6 +142,15 @@ def serve_in_thread(
         thread.join()
         if failed:
             raise failed[0]
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except (OSError, OverflowError) as error:
+        # asyncio puts the whole address into the text of some of its errors.
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else str(error)
+        raise AddressError(f"cannot listen on {host}:{port}: {reason}.") from error
 
 
 @contextmanager

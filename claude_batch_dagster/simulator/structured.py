@@ -148,8 +148,10 @@ def _choose(form: Form, walk: _Walk, name: str) -> object:
 def _object(form: Form, walk: _Walk, name: str) -> dict[str, object]:
     declared = form.get("properties")
     properties: Form = declared if isinstance(declared, dict) else {}
-    out: dict[str, object] = {}
-    for key in _names(form["first"]):
+    first = _names(form["first"])
+    out: dict[str, object] = dict.fromkeys(first)
+    # The label before what has to agree with it, in whatever order they stand.
+    for key in sorted(first, key=lambda key: not _is_label(properties.get(key))):
         child = properties.get(key)
         if isinstance(child, dict):
             out[key] = _value(child, walk, key)
@@ -162,6 +164,10 @@ def _object(form: Form, walk: _Walk, name: str) -> dict[str, object]:
         if isinstance(child, dict) and walk.roll(f"{name}.{key}?", 3):
             out[key] = _value(child, walk, key)
     return out
+
+
+def _is_label(form: object) -> bool:
+    return isinstance(form, dict) and isinstance(form.get("labels"), tuple)
 
 
 def _array(form: Form, walk: _Walk, name: str) -> list[object]:
@@ -186,10 +192,11 @@ def _array(form: Form, walk: _Walk, name: str) -> list[object]:
 
 def _categories(options: tuple[str, ...], walk: _Walk, name: str) -> list[str]:
     if walk.label is not None and is_benign(walk.label):
-        return []
+        return [option for option in options if option == walk.label]
     hits = [option for option in options if KINDS.get(label_name(option), frozenset()) & walk.reading.words]
     if walk.label is not None:
-        return [option for option in options if option == walk.label or option in hits][:2]
+        others = [option for option in hits if option != walk.label][: 1 if walk.label in options else 2]
+        return [option for option in options if option == walk.label or option in others]
     if hits:
         return hits[:2]
     start = walk.roll(name, len(options))

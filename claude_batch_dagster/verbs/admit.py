@@ -106,7 +106,7 @@ def _restage(
 
 def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], keys: KeysRef, reserved_nano_usd: int) -> LogEntry:
     # Of what is left after lost races.
-    worst = [shard.worst_nano_usd for shard in shards]
+    worst = [shard.worst_nano_usd for shard in shards] + [preflight.worst_nano_usd for preflight in plan.preflights]
     expected = plan.expected_nano_usd
     return LogEntry(
         run_id=plan.run_id,
@@ -132,5 +132,5 @@ def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], k
         ),
         max_attempts=job.max_attempts,
         max_in_flight_batches=job.max_in_flight_batches,
-        preflights=plan.preflights,
+        preflights=tuple(preflight.ref for preflight in plan.preflights),
     )

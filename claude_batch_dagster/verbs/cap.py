@@ -3,6 +3,7 @@
 from claude_batch_dagster.core.errors import CostError
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan
+from claude_batch_dagster.verbs.reasons import explain_reasons
 
 _NANO = 1_000_000_000
 
@@ -20,15 +21,15 @@ def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
     if worst is None or expected is None:
         models = sorted({target.task.model for target in job.targets if plan.estimates[target.task.name].worst_nano_usd is None})
         raise CostError(
-            f"{asked:,} requests to {', '.join(models)} would be sent, and this model has no known price, so the worst case cannot be compared with "
-            f"the cap of ${job.max_cost_usd:,.2f}. Nothing was sent. Check the model's name, or lift the cap (max_cost_usd=None)."
+            f"{_requests(asked)} to {', '.join(models)} would be sent, and this model has no known price, so the worst case cannot be compared with "
+            f"the cap of {_usd(job.max_cost_usd * _NANO)}. Nothing was sent. Check the model's name, or lift the cap: leave --max-cost-usd out (in Dagster: max_cost_usd=None)."
         )
     if worst + spent_worst_nano_usd > job.max_cost_usd * _NANO:
         total = plan.total
         raise CostError(
-            f"{asked:,} requests of {total.rows:,} rows would be sent ({explain_reasons(plan)}{_others(plan)}); they cost about "
-            f"{_usd(expected)} and at most {_usd(worst + spent_worst_nano_usd)}, which is over the cap of ${job.max_cost_usd:,.2f}. "
-            "Nothing was sent. Raise max_cost_usd, lower max_tokens, or ask fewer rows.",
+            f"{_requests(asked)} for {total.rows:,} {'row' if total.rows == 1 else 'rows'} would be sent ({explain_plan(plan)}{_others(plan)}); the cost is about "
+            f"{_usd(expected)} and at most {_usd(worst + spent_worst_nano_usd)}, which is over the cap of {_usd(job.max_cost_usd * _NANO)}. "
+            "Nothing was sent. Raise --max-cost-usd (in Dagster: max_cost_usd), lower max_tokens, or ask fewer rows (--limit).",
             rows=total.rows,
             requests=asked,
             expected_nano_usd=expected,
@@ -37,29 +38,21 @@ def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
         )
 
 
-def explain_reasons(plan: Plan) -> str:
-    """Say why a plan asks what it asks, in a few words.
-
-    Names the parts of a task that changed.
-    """
-    words = {
-        "new": "new rows",
-        "changed": "changed rows",
-        "prompt_changed": "whose task changed",
-        "failed_before": "that failed before",
-        "asked_again": "asked again on purpose",
-    }
-    parts = [f"{plan.reasons[reason]:,} {text}" for reason, text in words.items() if plan.reasons.get(reason)]
-    changes = [f"{name}: {', '.join(changed)}" for name, changed in plan.changed_parts.items()]
-    return ", ".join(parts) + (f" ({'; '.join(changes)})" if changes else "")
+def explain_plan(plan: Plan) -> str:
+    """Say in a line why a plan asks what it asks; names the parts of a task that changed."""
+    return "; ".join(explain_reasons(plan.reasons, plan.changed_parts))
 
 
 def _others(plan: Plan) -> str:
-    counts = ((plan.total.already_answered, "more are answered"), (plan.total.in_flight, "in flight"))
+    counts = ((plan.total.already_answered, "more answered before"), (plan.total.in_flight, "more in flight in other runs"))
     return "".join(f"; {count:,} {text}" for count, text in counts if count)
 
 
-def _usd(nano_usd: int) -> str:
+def _requests(number: int) -> str:
+    return f"{number:,} {'request' if number == 1 else 'requests'}"
+
+
+def _usd(nano_usd: float) -> str:
     # Beside a cap of $0.01 a worst case of $0.014 must not read $0.01.
     amount = nano_usd / _NANO
-    return f"${amount:,.2f}" if amount >= 0.1 else "$" + f"{float(f'{amount:.2g}'):.9f}".rstrip("0")
+    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else "$" + f"{float(f'{amount:.2g}'):.9f}".rstrip("0")

@@ -61,6 +61,7 @@ POLLERS_PAUSE_S = 0.5
 # A poll of a living worker lasts a minute; the server lists pollers for five.
 POLLER_LIVES_S = 90.0
 DISTRIBUTIONS = (PRODUCT, "temporalio", "dagster")
+WORKER_DISK = "worker disk"
 
 
 async def examine(
@@ -76,7 +77,7 @@ async def examine(
     Args:
         root: URI of the root that the records are in (`root_for`).
         connection: Where Temporal is; an embedded server that is not started yet is started.
-        models: Models to ask the vendor for.
+        models: Models to ask the Message Batches API for.
         simulate: Whether work would be simulated whatever the environment says.
         environ: The environment that a run would have.
     """
@@ -95,9 +96,9 @@ class _Doctor:
     async def examine(self) -> tuple[Finding, ...]:
         versions = read_versions(*DISTRIBUTIONS)
         here = Finding(name="client", status=Health.OK, detail=describe_versions(versions))
-        endpoint, root, reached = await asyncio.gather(
-            asyncio.to_thread(self._examine_endpoint), asyncio.to_thread(self._examine_root), self._reach_temporal()
-        )
+        endpoint = await asyncio.to_thread(self._examine_endpoint)
+        reaching = _needs_key() if endpoint.lacks_key else self._reach_temporal()
+        root, reached = await asyncio.gather(asyncio.to_thread(self._examine_root), reaching)
         findings = [here, endpoint.finding, root.finding, *self._compare_pins(root.record, endpoint.name)]
         try:
             findings += await asyncio.to_thread(examine_space, "disk", self.store.folder)
@@ -115,9 +116,10 @@ class _Doctor:
             name = call_within(
                 ENDPOINT_TIMEOUT_S, lambda: resolve_endpoint(simulate=self.simulate, environ=self.environ, needs_key=needs_key)
             )
-        except CredentialsError as error:
-            remedy = "export ANTHROPIC_API_KEY=sk-ant-..., or CLAUDE_BATCH_SIMULATE=1 to try without cost."
-            return _EndpointView(finding=Finding(name="endpoint", status=Health.FAIL, detail=str(error), remedy=remedy))
+        except CredentialsError:
+            detail = "There is no API key: ANTHROPIC_API_KEY is not set."
+            remedy = "export ANTHROPIC_API_KEY=sk-ant-..., or CLAUDE_BATCH_SIMULATE=1 to try without a key and without cost."
+            return _EndpointView(finding=Finding(name="endpoint", status=Health.FAIL, detail=detail, remedy=remedy), lacks_key=True)
         except TransientError as error:
             remedy = "The same address has to answer the worker."
             return _EndpointView(finding=Finding(name="endpoint", status=Health.FAIL, detail=str(error), remedy=remedy))
@@ -201,7 +203,9 @@ class _Doctor:
             report = await self._ask_worker(client, ask, left_s)
         except (TimeoutError, WorkflowFailureError, RPCError) as error:
             return [workers, _unanswered(error, left_s)]
-        return [workers, *report.findings, compare_versions(versions[PRODUCT], report.versions.get(PRODUCT))]
+        # An embedded worker is on this machine: its disks were looked at.
+        found = [finding for finding in report.findings if self.connection.external or finding.name != WORKER_DISK]
+        return [workers, *found, compare_versions(versions[PRODUCT], report.versions.get(PRODUCT))]
 
     async def _list_pollers(self, client: Client) -> list[str]:
         request = DescribeTaskQueueRequest(
@@ -235,7 +239,7 @@ class _Doctor:
     def _remove(self, token: Token) -> None:
         try:
             call_within(ROOT_TIMEOUT_S / 2, lambda: remove_token(self.store, token))
-        except RootError:
+        except (RootError, TransientError):
             # An object of 12 bytes below doctor/ stays; that the root does not delete is a finding of the worker's.
             return
 
@@ -244,6 +248,7 @@ class _Doctor:
 class _EndpointView:
     finding: Finding
     name: str | None = None
+    lacks_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +292,11 @@ def _unanswered(error: Exception, waited_s: float) -> Finding:
     else:
         detail, remedy = f"The worker failed: {cause}.", "Look into the worker's log, and install the same version on both sides."
     return Finding(name="worker", status=Health.FAIL, detail=detail, remedy=remedy)
+
+
+async def _needs_key() -> _Reached:
+    detail = "Not looked at: the local server starts together with its worker, which needs the key."
+    return _Reached(finding=Finding(name="temporal", status=Health.WARN, detail=detail))
 
 
 async def _within(timeout_s: float, work: Callable[[], T]) -> T | None:

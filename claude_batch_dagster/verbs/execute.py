@@ -21,7 +21,7 @@ from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
-from claude_batch_dagster.core.errors import RootError, RunError
+from claude_batch_dagster.core.errors import RootError, RunError, TransientError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry, Owner
 from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.plans import read_done
@@ -86,7 +86,7 @@ class Watch:
     async def look(self) -> None:
         """Look once: at `done` in the store, and every few seconds at Temporal."""
         for run in self.open:
-            run.done = read_done(self.store, run.entry.number)
+            run.done = self._read_done(run)
         now_s = time.monotonic()
         if not self.open or now_s - self._asked_at_s < self.ask_every_s:
             return
@@ -108,7 +108,7 @@ class Watch:
                 run.progress = await _query(handle) or run.progress
             return
         run.idle_since_s = run.idle_since_s or now_s
-        run.done = read_done(self.store, run.entry.number)
+        run.done = self._read_done(run)
         if run.done is not None:
             return
         if status is WorkflowExecutionStatus.FAILED:
@@ -144,6 +144,19 @@ class Watch:
             self._note_once(_explain_no_worker(self.connection))
         return bool(found.pollers)
 
+    def _read_done(self, run: Watched) -> DoneRecord | None:
+        try:
+            return read_done(self.store, run.entry.number)
+        except TransientError as error:
+            # The run goes on in its worker; a later look tells.
+            self._note_once(f"{error} Still waiting.")
+            return None
+
+    def ask_once(self, run: Watched) -> None:
+        """Note the questions of a run that were not noted yet."""
+        for question in run.progress.questions if run.progress else ():
+            self._note_once(f"{run.entry.label} waits for an answer: {question}")
+
     def _note_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
@@ -175,7 +188,7 @@ async def start_run(client: Client, connection: Connection, store: Store, entry:
             f"{entry.keys.count:,} requests in {len(entry.shards)} {'batch' if len(entry.shards) == 1 else 'batches'}, endpoint {entry.endpoint}\n\n"
             f"- source: {entry.source.uri}\n- root: {store.uri}\n- mode: {mode.value}"
         ),
-        memo={"dagster_run_id": entry.owner.dagster_run_id or ""},
+        memo={"dagster_run_id": entry.owner.dagster_run_id or "", "root": store.uri, "number": entry.number, "run_id": entry.run_id},
     )
 
 
@@ -208,6 +221,7 @@ async def cancel_run(
     try:
         while True:
             await watch.look()
+            watch.ask_once(run)
             for note in watch.notes:
                 if on_note is not None:
                     on_note(note)

@@ -44,7 +44,7 @@ class Job:
         max_requests_per_batch: 1 to 100,000.
         max_in_flight_batches: Batches submitted and not collected at once, at least 1.
         max_attempts: How often a request is asked at most in one run.
-        replace: Whether an output may be replaced that is not ours, that is another endpoint's, or that a limit would cut.
+        replace: Whether an output of ours may be replaced that is another endpoint's, that lost its marker, or that a limit would cut.
         limit: Source rows in all, the first ones; None for all of them.
         ask_again: Keys of rows that are asked again though they are answered; columns of one key are joined by commas.
         retry_failed: Whether rows are asked again that failed for good.

@@ -14,7 +14,7 @@ import numpy as np
 import uuid_utils
 
 from claude_batch_dagster.core.errors import OutputError, SourceError, TaskError, UsageError
-from claude_batch_dagster.core.records import KeysRef, LogEntry, PreflightRef, ShardRef
+from claude_batch_dagster.core.records import KeysRef, LogEntry, ShardRef
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import REASONS, Keys, Mask, pack_keys
@@ -25,7 +25,7 @@ from claude_batch_dagster.storage.store import Store, join_uri
 from claude_batch_dagster.verbs.estimate import Estimator, TaskEstimate
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.pin import pin_job_root
-from claude_batch_dagster.verbs.preflight import stage_preflight
+from claude_batch_dagster.verbs.preflight import Preflight, plan_preflight
 from claude_batch_dagster.verbs.reasons import ReasonCounter
 from claude_batch_dagster.verbs.render import KeyKeeper, RenderedPiece, read_kept_keys, read_or_render_keys, render_rows
 from claude_batch_dagster.verbs.select import FileRows, leaves_rows_out, row_key_texts, select_rows
@@ -89,7 +89,7 @@ class Plan:
         limit: Set where a limit leaves rows out.
         reasons: Distinct requests to ask, by why.
         changed_parts: By task name: which parts of the task differ from the versions that wrote the output.
-        preflights: New tasks' requests on a sample text.
+        preflights: New tasks' requests on a sample text; in a preview they are not staged.
         example: The first request's params, as JSON; only in a preview.
     """
 
@@ -108,7 +108,7 @@ class Plan:
     limit: int | None = None
     reasons: dict[str, int] = field(default_factory=dict)
     changed_parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    preflights: tuple[PreflightRef, ...] = ()
+    preflights: tuple[Preflight, ...] = ()
     example: str | None = None
 
     @property
@@ -118,13 +118,13 @@ class Plan:
 
     @property
     def worst_nano_usd(self) -> int | None:
-        """Each request once, at most; None where a model has no price."""
-        return _sum_known(estimate.worst_nano_usd for estimate in self.estimates.values())
+        """Each request once, at most, and the tries of new tasks; None where a model has no price."""
+        return _sum_known([one.worst_nano_usd for one in self.estimates.values()] + [one.worst_nano_usd for one in self.preflights])
 
     @property
     def expected_nano_usd(self) -> int | None:
         """What it will probably cost; None where a model has no price."""
-        return _sum_known(estimate.expected_nano_usd for estimate in self.estimates.values())
+        return _sum_known([one.expected_nano_usd for one in self.estimates.values()] + [one.expected_nano_usd for one in self.preflights])
 
 
 def plan_job(
@@ -153,6 +153,10 @@ def plan_job(
     return _Planner(job, preview=preview, concluded_runs=concluded_runs, waited_runs=waited_runs, on_rows=on_rows).plan()
 
 
+def _partitions(number: int) -> str:
+    return f"{number:,} {'partition' if number == 1 else 'partitions'}"
+
+
 class _Planner:
     def __init__(
         self,
@@ -175,7 +179,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         for target in self._job.targets:
-            check_output(Store(target.output), self._job.marker(), replace=self._job.replace)
+            check_output(Store(target.output, refusal=OutputError), self._job.marker(), replace=self._job.replace)
         files = self._check_source()
         pin_job_root(self._store, self._job, write=not self._preview)
         while True:
@@ -186,9 +190,7 @@ class _Planner:
                 self._bad[error.partition] = str(error)
                 del files[error.partition]
                 if not files:
-                    raise SourceError(
-                        f"None of the {len(self._bad)} partitions of {self._source.uri} can be asked about. {error}"
-                    ) from error
+                    raise SourceError(f"None of {_partitions(len(self._bad))} of {self._source.uri} can be asked about. {error}") from error
 
     def _plan_files(self, files: dict[str | None, list[SourceFile]]) -> Plan:
         limited = leaves_rows_out(self._source, files, self._job.limit)
@@ -256,7 +258,7 @@ class _Planner:
             limit=self._job.limit if limited else None,
             reasons={reason: count for reason, count in reasons.items() if count},
             changed_parts={name: changes for name, plan in plans.items() if (changes := plan.reasons.describe_changes(self._store))},
-            preflights=() if self._preview or staged.keys is None else self._stage_preflights(plans, files),
+            preflights=self._plan_preflights(plans, files) if self._job.preflight else (),
             example=next((plan.example for plan in plans.values() if plan.example), None) if self._preview else None,
         )
 
@@ -274,7 +276,7 @@ class _Planner:
                 refused = refused or error
                 self._bad[partition] = str(error)
         if not good:
-            text = f"None of the {len(self._bad)} partitions of {self._source.uri} can be asked about. {next(iter(self._bad.values()), '')}"
+            text = f"None of {_partitions(len(self._bad))} of {self._source.uri} can be asked about. {next(iter(self._bad.values()), '')}"
             raise (SourceError if refused is None else type(refused))(text.rstrip())
         return good
 
@@ -283,7 +285,7 @@ class _Planner:
         files = source.files_of(partition)
         if not sum(source.row_count(file) for file in files):
             place = f"Partition {partition!r} of {source.uri}" if partition is not None else f"The source {source.uri}"
-            raise SourceError(f"{place} has zero rows. It was not asked about. Write its rows first, or leave it out.")
+            raise SourceError(f"{place} has zero rows. Nothing of it was sent. Write its rows first, or leave it out.")
         schema = source.schema(files[0])
         carried = [carried_columns(target.columns, key, schema, self._job.source.partition_column) for target in self._job.targets]
         source.check_types(files, sorted({name for names in carried for name in names}))
@@ -299,7 +301,7 @@ class _Planner:
         for target in self._job.targets:
             for partition in selected:
                 path = output_path(self._job.source.partition_column, partition)
-                if not self._job.replace and is_whole_output(Store(target.output), path):
+                if not self._job.replace and is_whole_output(Store(target.output, refusal=OutputError), path):
                     raise OutputError(
                         f"The output {join_uri(target.output, path)} holds all rows, and --limit {self._job.limit} would leave the first ones only. "
                         "Nothing was sent. Choose another folder, or add --replace (in Dagster: replace=True)."
@@ -316,9 +318,10 @@ class _Planner:
                 found = read_or_render_keys(self._store, self._source, part, target.task, keep=not self._preview)
                 known[target.task.task_key].again.add(found.keys[rows])
         if missing:
+            keys = f"the {len(missing):,} keys" if len(missing) > 1 else "the key"
             raise UsageError(
-                f"{len(missing)} of the {len(set(self._job.ask_again))} keys to ask again are in no row of {self._source.uri}: "
-                f"{', '.join(sorted(missing)[:5])}. Nothing was sent. Check them; several key columns are joined by commas."
+                f"No row of {self._source.uri} has {keys} to ask again: {', '.join(sorted(missing)[:5])}. Nothing was sent. "
+                "Check the spelling; several key columns are joined by commas."
             )
 
     def _plan_part(
@@ -354,13 +357,11 @@ class _Planner:
             plan.reasons.add(partition, part, keys, asked, plan.known)
         self._report(tallies)
 
-    def _stage_preflights(self, plans: "dict[str, _TargetPlan]", files: dict[str | None, list[SourceFile]]) -> tuple[PreflightRef, ...]:
-        if not self._job.preflight:
-            return ()
+    def _plan_preflights(self, plans: "dict[str, _TargetPlan]", files: dict[str | None, list[SourceFile]]) -> tuple[Preflight, ...]:
         columns = self._source.schema(next(iter(files.values()))[0]).names
         new = [plan.task for plan in plans.values() if not len(plan.known.answers) and plan.estimator.finish().requests]
-        staged = (stage_preflight(self._store, self._run_id, task, columns) for task in new)
-        return tuple(ref for ref in staged if ref is not None)
+        planned = (plan_preflight(self._store, self._run_id, task, columns, stage=not self._preview) for task in new)
+        return tuple(preflight for preflight in planned if preflight is not None)
 
     def _report(self, tallies: dict[tuple[str, str | None], Tally]) -> None:
         if self._on_rows is not None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from claude_batch_dagster.core.errors import OutputError, RunError, SourceError
+from claude_batch_dagster.core.status import FAILED_STATUSES
 from claude_batch_dagster.storage.output import (
-    FAILED_STATUSES,
     OutputWriter,
     WrittenOutput,
     carried_columns,
@@ -95,7 +95,7 @@ class _Publisher:
         failed: dict[str, str] = {}
         paths = [output_path(self.job.source.partition_column, partition) for partition in self.partitions]
         for target in self.job.targets:
-            output = Store(target.output)
+            output = Store(target.output, refusal=OutputError)
             remove_other_answers(output, self.job.marker(), keep=paths)
             write_marker(output, self.job.marker())
             for partition in self.partitions:
@@ -124,7 +124,7 @@ class _Publisher:
         if asked and failed / asked > fail_above:
             shown = ", ".join(f"{counts[status]:,} {status}" for status in FAILED_STATUSES if counts[status])
             raise RunError(
-                f"{failed:,} of the {asked:,} rows that {target.task.name} asked about failed ({failed / asked:.1%}: {shown}), more than "
+                f"{failed:,} of {asked:,} {'row' if asked == 1 else 'rows'} that {target.task.name} asked about failed ({failed / asked:.1%}: {shown}), more than "
                 f"fail_above={fail_above:.1%} allows. Nothing was published: {target.output} is as it was. What was answered is kept. "
                 "Look at the failures' reasons, then run again with retry_failed, or raise fail_above.",
                 run=self.run,
@@ -145,7 +145,7 @@ class _Publisher:
         parts = self._select(source, partition)
         source_schema = source.schema(parts[0].file)
         carried = carried_columns(target.columns, self.job.source.key_columns, source_schema, self.job.source.partition_column)
-        output = Store(target.output)
+        output = Store(target.output, refusal=OutputError)
         with output.scratch() as scratch:
             writer = OutputWriter(
                 task=target.task,
@@ -174,7 +174,9 @@ class _Publisher:
     def _append(self, writer: OutputWriter, source: Source, part: FileRows, target: Target, carried: tuple[str, ...]) -> int:
         keyed = read_or_render_keys(Store(self.job.root), source, part, target.task)
         start = 0
-        for piece in first_rows(source.pieces(part.file, carried, BUCKET_ROWS), part.rows):
+        # Rows beside the keys of others must not even begin to be joined.
+        pieces = source.pieces(part.file, carried, BUCKET_ROWS) if len(keyed.keys) == part.rows else iter(())
+        for piece in first_rows(pieces, part.rows):
             bucket = slice(start, start + piece.num_rows)
             writer.append(pa.Table.from_batches([piece]), keyed.keys[bucket], keyed.reasons[bucket])
             start += piece.num_rows

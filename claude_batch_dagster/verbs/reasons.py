@@ -4,7 +4,7 @@ Told from the output as it is now: a row that is not in it is new; one that was 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.errors import RootError
+from claude_batch_dagster.core.presets import preset_arguments
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import Keys, Mask
 from claude_batch_dagster.storage.output import output_path
@@ -26,6 +27,8 @@ from claude_batch_dagster.verbs.select import FileRows, first_rows
 from claude_batch_dagster.verbs.subtract import Subtraction
 
 SHOWN_VALUE_CHARS = 40
+PART_NAMES = {"schema": "output"}
+"""Parts of a task's document that a person knows under another name."""
 
 
 class Reason(StrEnum):
@@ -33,9 +36,29 @@ class Reason(StrEnum):
 
     NEW = "new"
     CHANGED = "changed"
-    TASK_CHANGED = "prompt_changed"
+    TASK_CHANGED = "task_changed"
     FAILED_BEFORE = "failed_before"
     ASKED_AGAIN = "asked_again"
+
+
+REASON_WORDS = {
+    Reason.NEW: "new",
+    Reason.CHANGED: "changed",
+    Reason.TASK_CHANGED: "because the task changed",
+    Reason.FAILED_BEFORE: "failed before",
+    Reason.ASKED_AGAIN: "asked again on purpose",
+}
+"""After a number of requests, on every face."""
+
+
+def explain_reasons(reasons: Mapping[str, int], changed_parts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return why requests are asked, then what changed in each task, in a phrase each.
+
+    >>> explain_reasons({"new": 2, "task_changed": 1}, {"summaries": ("max_words: 40 -> 15",)})
+    ['2 new, 1 because the task changed', 'what changed in summaries: max_words: 40 -> 15']
+    """
+    counted = ", ".join(f"{reasons[reason]:,} {words}" for reason, words in REASON_WORDS.items() if reasons.get(reason))
+    return [*filter(None, [counted]), *(f"what changed in {name}: {', '.join(parts)}" for name, parts in changed_parts.items())]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,24 +139,40 @@ class ReasonCounter:
 
 
 def describe_task_changes(before: dict[str, object], task: ClaudeTask) -> list[str]:
-    """Return the parts of a task that differ from an earlier document, short values with both.
+    """Return the arguments of a task that differ from an earlier document, short values with both.
+
+    Of a preset these are its own (`max_words`, `labels`), not the prompt, the schema and the limits that follow from them.
 
     >>> from claude_batch_dagster.core.presets import Summarize
-    >>> task = Summarize(name="s", column="text", model="claude-haiku-5-5")
-    >>> describe_task_changes({**task.document(), "model": "claude-haiku-4-5"}, task)
-    ['model: claude-haiku-4-5 -> claude-haiku-5-5']
+    >>> former, task = (Summarize(name="s", column="text", model="claude-haiku-5-5", max_words=words) for words in (40, 15))
+    >>> describe_task_changes(former.document(), task)
+    ['max_words: 40 -> 15']
     """
     now: dict[str, object] = msgspec.json.decode(task.encode_document())
+    was_preset, is_preset = preset_arguments(before), preset_arguments(now)
+    if was_preset and is_preset and was_preset.keys() == is_preset.keys() and (changes := _compare_parts(was_preset, is_preset)):
+        return changes
+    return _compare_parts(before, now)
+
+
+def _compare_parts(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     changes = []
     for part in sorted({*before, *now}):
         old, new = before.get(part), now.get(part)
         if old == new:
             continue
-        short = all(
-            isinstance(value, (str, int, float)) and len(str(value)) <= SHOWN_VALUE_CHARS and "\n" not in str(value) for value in (old, new)
-        )
-        changes.append(f"{part}: {old} -> {new}" if short else part)
+        name, shown = PART_NAMES.get(part, part), [_short(value) for value in (old, new)]
+        changes.append(name if None in shown else f"{name}: {shown[0]} -> {shown[1]}")
     return changes
+
+
+def _short(value: object) -> str | None:
+    """Return a value as people read it in a line, None where it is too long for that."""
+    items = value if isinstance(value, list) else [value]
+    if not all(item is None or isinstance(item, (str, int, float)) for item in items):
+        return None
+    text = ", ".join("none" if item is None else str(item) for item in items)
+    return text if len(text) <= SHOWN_VALUE_CHARS and "\n" not in text else None
 
 
 def _as_text(table: pa.Table, columns: Sequence[str]) -> pa.Table:

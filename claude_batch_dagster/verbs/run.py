@@ -3,28 +3,34 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from temporalio.service import RPCError
 
 from claude_batch_dagster.core.contract import workflow_id
-from claude_batch_dagster.core.errors import RunError, TemporalUnavailableError, UsageError
-from claude_batch_dagster.core.records import DoneRecord, LogEntry
+from claude_batch_dagster.core.errors import CostError, RunError, TemporalUnavailableError, UsageError
+from claude_batch_dagster.core.records import DoneRecord, LogEntry, ModelUsage
+from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.core.submission import Mode
-from claude_batch_dagster.storage.output import STATUSES
 from claude_batch_dagster.storage.plans import batch_ids, find_entry, list_submissions
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.tries import list_tried
 from claude_batch_dagster.verbs import execute
 from claude_batch_dagster.verbs.admit import admit_plan
+from claude_batch_dagster.verbs.aging import warn_of_aging
 from claude_batch_dagster.verbs.cap import check_cap
 from claude_batch_dagster.verbs.connection import Connection, connect
 from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, Watched, check_concluded, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
+from claude_batch_dagster.verbs.lost_root import find_orphans, refuse_lost_root
 from claude_batch_dagster.verbs.plan import Plan, Tally, plan_job
 from claude_batch_dagster.verbs.progress import JobProgress, OnProgress
 from claude_batch_dagster.verbs.publish import PublishedOutput, publish_job
+from claude_batch_dagster.verbs.writable import check_writable
 
 MAX_PLANS = 5
+MAX_CHANGES = 3
+"""So often a source that changed while it was asked about is planned again."""
 START_TRIES = 10
 START_EVERY_S = 3.0
 PROGRESS_EVERY_S = 1.0
@@ -48,6 +54,7 @@ class JobResult:
         detached: The run goes on without this client.
         warnings: For people.
         limit: Set where a limit left rows out.
+        tries: What trying a new task cost the own runs, by the task's name; in `tokens` and `cost_usd` as well.
     """
 
     root: str
@@ -66,6 +73,7 @@ class JobResult:
     duration_s: float
     warnings: tuple[str, ...]
     limit: int | None = None
+    tries: dict[str, ModelUsage] = field(default_factory=dict)
 
 
 def run_job(
@@ -123,13 +131,23 @@ class _Runner:
     waited: list[str] = field(default_factory=list)
     first: Plan | None = None
     gave_up: bool = False
+    left: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = Store(self.job.root)
 
     def run(self, *, detach: bool) -> JobResult:
+        check_writable(self.job)
+        changes = 0
         for _ in range(MAX_PLANS):
-            plan = self._plan()
+            try:
+                plan = self._plan()
+            except CostError as error:
+                if not self.own:
+                    raise
+                # What was asked is paid: it is published, and what came in meanwhile is left for later.
+                self.left.append(str(error))
+                break
             if plan.total.asked or plan.waits:
                 # Before admission: what cannot be started must not own keys.
                 asyncio.run(self._reach_temporal())
@@ -142,8 +160,15 @@ class _Runner:
                 break
             asyncio.run(self._execute(admission.own, admission.waits, detach=detach))
             self.waited += [entry.run_id for entry in admission.waits]
-            if detach or not admission.waits:
+            if detach:
                 break
+            if not admission.waits:
+                if changes == MAX_CHANGES or not plan.source.changed():
+                    break
+                changes += 1
+                self._report(
+                    replace(self._planned("plan", plan.total), message="The source changed meanwhile: what is new in it is asked now.")
+                )
         else:
             self.gave_up = True
         assert self.first is not None, "there was at least one plan"
@@ -152,10 +177,10 @@ class _Runner:
         return self._publish(self.first)
 
     async def _reach_temporal(self) -> None:
-        await connect(self.connection)
+        refuse_lost_root(self.store, await find_orphans(await connect(self.connection), self.connection, self.store))
 
     def _plan(self) -> Plan:
-        self._report(JobProgress(phase="plan"))
+        self._report(JobProgress(phase="plan", message=" ".join(warn_of_aging(self.store)) or None))
         last_s = time.monotonic()
 
         def on_rows(tally: Tally) -> None:
@@ -168,10 +193,11 @@ class _Runner:
         check_cap(self.job, plan, self._reserved_nano_usd())
         if self.first is None:
             self.first = plan
-        self._report(self._planned("plan", plan.total))
+        left_out = [f"Left out: {reason}" for reason in plan.bad_partitions.values()]
+        self._report(replace(self._planned("plan", plan.total), message=" ".join(left_out) or None))
         if plan.total.asked and self.confirm is not None and not self.confirm(plan):
             raise UsageError(
-                f"Not confirmed: {plan.total.asked:,} requests were not sent. Nothing was written. To send them without a question: --max-cost-usd X."
+                f"Not confirmed: none of {plan.total.asked:,} {'request' if plan.total.asked == 1 else 'requests'} was sent. Nothing was written. To send them without a question: --max-cost-usd X."
             )
         return plan
 
@@ -259,9 +285,15 @@ class _Runner:
             failed_partitions=failed,
             detached=detached,
             duration_s=time.monotonic() - self.began_s,
-            warnings=(*plan.warnings, *self._changed(plan, outputs), *self._given_up()),
+            warnings=(*plan.warnings, *self.left, *self._changed(plan, outputs), *self._given_up()),
             limit=plan.limit,
+            tries={name: usage for entry, _ in self.own for name, usage in self._tries(entry).items()},
         )
+
+    def _tries(self, entry: LogEntry) -> dict[str, ModelUsage]:
+        tried = list_tried(self.store, entry.run_id, [task.task_key for task in entry.tasks])
+        names = {task.task_key: task.name for task in entry.tasks}
+        return {names[task_key]: record.usage for task_key, record in tried.items() if record.usage is not None}
 
     def _given_up(self) -> list[str]:
         if not self.gave_up:
@@ -272,7 +304,9 @@ class _Runner:
         pending = sum(output.written.rows["pending"] for output in outputs)
         if not outputs or not pending or not plan.source.changed():
             return []
-        return [f"The source changed while it was asked about: {pending:,} rows are pending. Run again to ask about them."]
+        return [
+            f"The source changed while it was asked about: {pending:,} {'row is' if pending == 1 else 'rows are'} pending. Run again to ask about {'it' if pending == 1 else 'them'}."
+        ]
 
     def _planned(self, phase: str, tally: Tally) -> JobProgress:
         return JobProgress(
@@ -292,7 +326,7 @@ class _Runner:
         total = self.first.total
         shown = next((run for run in watch.runs if own is None or run.entry.run_id == own.run_id), watch.runs[0])
         told = shown.progress
-        questions = [parked.question for run in watch.runs if run.progress and run.done is None for parked in run.progress.parked]
+        questions = [question for run in watch.runs if run.progress and run.done is None for question in run.progress.questions]
         message = " ".join(watch.notes) or None
         watch.notes.clear()
         done = shown.done

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from claude_batch_dagster.embedded import find_stack, stop_stack
+from claude_batch_dagster.embedded import find_stack, stack_folder, stop_stack
+from claude_batch_dagster.embedded.folder import Folder
 
 SHIPPED = Path(__file__).parents[2] / "claude_batch_dagster" / "demo" / "data" / "product_reviews.parquet"
 BIN = Path(sys.executable).parent
@@ -93,6 +96,17 @@ class Shell:
                 return int(line.rsplit(" ", 1)[1]), self.tell("".join(printed))
             printed.append(line)
 
+    @contextmanager
+    def holding_batches(self) -> Iterator[None]:
+        """No batch ends in this block, however long a machine takes to come to the Ctrl-C."""
+        record = Folder(stack_folder(str(self.root))).read()
+        assert record is not None, "a page on which somebody types has a stack"
+        assert record.ports is not None, "it is ready"
+        faults = f"http://127.0.0.1:{record.ports.simulator}/simulator/faults"
+        _call("POST", faults, b'{"name": "hold"}')
+        yield
+        _call("DELETE", f"{faults}?name=hold")
+
     def tell(self, text: str) -> str:
         """Return what a command printed as a page shows it."""
         return _ESCAPES.sub("", text).replace(str(self.folder), HOME)
@@ -132,6 +146,12 @@ class Shell:
         with suppress(ValueError):
             for line in self._bash.stdout:
                 self._lines.put(line)
+
+
+def _call(method: str, url: str, body: bytes | None = None) -> None:
+    request = urllib.request.Request(url, data=body, method=method, headers={"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        reply.read()
 
 
 def lay_out_reviews(folder: Path) -> None:

@@ -24,18 +24,16 @@ PAGES = {
 TERMINAL = Path(__file__).with_name("terminal.py")
 ENDS_OTHERWISE = (3, 130)
 """Rows failed; interrupted. A page says it with `echo $?` where it matters."""
-HAVE_THEIR_OWN_SERVER = {"production.md"}
+HAVE_THEIR_OWN_SERVER = {"production.md", "recovering.md"}
 STARTS_RUNS = ("claude-batch run", "dagster asset materialize")
 BATCH_S = 0.3
-UNHURRIED_BATCH_S = {"first-hour.md": 3.0}
-"""Where somebody presses Ctrl-C while a batch is out."""
 
 
 @pytest.fixture
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
     text = PAGES[request.node.callspec.params["name"]].read_text()
     starts = request.node.callspec.params["name"] not in HAVE_THEIR_OWN_SERVER and any(word in text for word in STARTS_RUNS)
-    found = Shell(tmp_path, batch_s=UNHURRIED_BATCH_S.get(request.node.callspec.params["name"], BATCH_S) if starts else None)
+    found = Shell(tmp_path, batch_s=BATCH_S if starts else None)
     yield found
     found.close()
 
@@ -89,7 +87,8 @@ def run_console(block: Block, shell: Shell) -> None:
         line, shown = command.line.replace("$?", str(code)), "\n".join(command.printed)
         if command.typed:
             (shell.folder / ".typed").write_text(shown)
-            code, printed = shell.run(f"python {TERMINAL} {shlex.quote(line)} < .typed")
+            with shell.holding_batches():
+                code, printed = shell.run(f"python {TERMINAL} {shlex.quote(line)} < .typed")
         else:
             code, printed = shell.run(line)
         assert command.describes(printed), f"{block}: $ {line}\n--- printed:\n{printed}\n--- expected:\n{shown}"

@@ -30,9 +30,10 @@ def open_terminal(shell: Shell) -> Iterator[Callable[..., Terminal]]:
         terminal.kill()
 
 
+@pytest.mark.usefixtures("held_simulator")
 @pytest.mark.parametrize("answer", ["\n", "d\n"])
 def test_ctrl_c_at_a_terminal_asks_and_enter_detaches(shell, open_terminal, answer):
-    terminal = open_terminal(*shell.run_arguments("--simulate"))
+    terminal = open_terminal(*shell.run_arguments())
     shell.wait_for_batch()
     terminal.type(CTRL_C)
     terminal.wait_for("Detach or cancel?")
@@ -45,11 +46,12 @@ def test_ctrl_c_at_a_terminal_asks_and_enter_detaches(shell, open_terminal, answ
         "stay until it has ended",
     ):
         assert part in terminal.text
+    shell.let_batches_go()
     shell.wait_until_nothing_runs()
     done = read_done(Store(shell.root), 1)
     assert done is not None
     assert done.outcome == "finished"
-    assert json.loads(shell.type(*shell.run_arguments("--simulate", "--json")))["requests"]["asked"] == 0
+    assert json.loads(shell.type(*shell.run_arguments("--json")))["requests"]["asked"] == 0
 
 
 @pytest.mark.usefixtures("slow_simulator")
@@ -88,9 +90,27 @@ def test_second_ctrl_c_leaves_at_once_and_the_run_goes_on(shell, open_terminal):
     shell.wait_until_nothing_runs()
 
 
+@pytest.mark.usefixtures("held_simulator")
+def test_ctrl_c_of_a_command_that_waits_for_anothers_run_leaves_it_alone_and_says_whose_it_is(shell, open_terminal):
+    shell.type(*shell.run_arguments("--detach"))
+    shell.wait_for_batch()
+    terminal = open_terminal(*shell.run_arguments())
+    terminal.wait_for("Waiting for r1, which already asks for some of these rows.")
+    terminal.type(CTRL_C)
+    assert terminal.end() == 130
+    for part in ("This command sent nothing: it waited for batch run r1", "goes on and is not canceled", "claude-batch status r1"):
+        assert part in terminal.text
+    assert "Detach or cancel?" not in terminal.text
+    shell.let_batches_go()
+    shell.wait_until_nothing_runs()
+    done = read_done(Store(shell.root), 1)
+    assert done is not None
+    assert done.outcome == "finished"
+
+
 def test_ctrl_c_before_anything_was_sent_says_so_and_ends_the_stack(shell, open_terminal):
     terminal = open_terminal(*shell.run_arguments("--simulate"))
-    terminal.wait_for("a local Temporal server and a worker are started")
+    terminal.wait_for("Starting a local Temporal server and worker")
     terminal.type(CTRL_C)
     assert terminal.end() == 130
     assert "Interrupted. Nothing was sent." in terminal.text
@@ -99,39 +119,45 @@ def test_ctrl_c_before_anything_was_sent_says_so_and_ends_the_stack(shell, open_
     shell.wait_until_nothing_runs()
 
 
+@pytest.mark.usefixtures("held_simulator")
 def test_closed_terminal_detaches(shell, open_terminal):
-    terminal = open_terminal(*shell.run_arguments("--simulate"))
+    terminal = open_terminal(*shell.run_arguments())
     shell.wait_for_batch()
     terminal.wait_for("submitted")
     terminal.close()
     assert terminal.end() == 130
+    shell.let_batches_go()
     shell.wait_until_nothing_runs()
     done = read_done(Store(shell.root), 1)
     assert done is not None
     assert done.outcome == "finished"
 
 
+@pytest.mark.usefixtures("held_simulator")
 def test_terminal_closed_while_it_asks_detaches(shell, open_terminal):
-    terminal = open_terminal(*shell.run_arguments("--simulate"))
+    terminal = open_terminal(*shell.run_arguments())
     shell.wait_for_batch()
     terminal.type(CTRL_C)
     terminal.wait_for("Detach or cancel?")
     terminal.close()
     assert terminal.end() == 130
+    shell.let_batches_go()
     shell.wait_until_nothing_runs()
     assert read_done(Store(shell.root), 1) is not None
 
 
+@pytest.mark.usefixtures("held_simulator")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_without_a_terminal_detaches(shell, number):
-    process = shell.start(*shell.run_arguments("--simulate"))
+    process = shell.start(*shell.run_arguments())
     shell.wait_for_batch()
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Detached. Batch run r1 goes on in the background" in err
+    shell.let_batches_go()
     shell.wait_until_nothing_runs()
-    shell.type(*shell.run_arguments("--simulate"))
+    shell.type(*shell.run_arguments())
     assert pq.read_table(shell.folder / "out" / "part-0.parquet").num_rows == ROWS
     assert shell.batches() == 1
 
@@ -153,7 +179,7 @@ def test_person_who_says_no_sends_nothing(shell, open_terminal):
     terminal.wait_for("Send them?")
     terminal.type("n\n")
     assert terminal.end() == 1
-    for part in ("11 requests of 12 rows to claude-unknown-9", "11 new", "expected unknown", "were not sent", "--limit 20"):
+    for part in ("11 requests of 12 rows to claude-unknown-9", "11 new", "expected unknown", "none of 11 requests was sent", "--limit 20"):
         assert part in terminal.text
 
 

@@ -34,8 +34,9 @@ def test_run_writes_every_row_and_says_so_to_programs(shell):
     assert "Temporal" not in shell.err
 
 
+@pytest.mark.usefixtures("held_simulator")
 def test_ctrl_c_detaches_and_the_same_command_again_publishes(shell):
-    process = shell.start(*shell.run_arguments("--simulate"))
+    process = shell.start(*shell.run_arguments())
     shell.wait_for_batch()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -43,17 +44,20 @@ def test_ctrl_c_detaches_and_the_same_command_again_publishes(shell):
     assert "Batch run r1 goes on in the background" in err
     assert "claude-batch cancel r1 --simulate" in err
     assert "r1 " in shell.type("status")
-    shell.type(*shell.run_arguments("--simulate"))
+    shell.let_batches_go()
+    shell.type(*shell.run_arguments())
     assert pq.read_table(shell.folder / "out" / "part-0.parquet").num_rows == ROWS
     assert shell.batches() == 1
 
 
+@pytest.mark.usefixtures("held_simulator")
 def test_killed_client_loses_nothing_and_nothing_is_asked_twice(shell):
-    process = shell.start(*shell.run_arguments("--simulate"))
+    process = shell.start(*shell.run_arguments())
     shell.wait_for_batch()
     process.kill()
     process.communicate()
-    found = json.loads(shell.type(*shell.run_arguments("--simulate", "--json")))
+    shell.let_batches_go()
+    found = json.loads(shell.type(*shell.run_arguments("--json")))
     assert found["rows"]["succeeded"] == ROWS - 1
     assert shell.batches() == 1
 
@@ -98,6 +102,25 @@ def test_run_whose_temporal_database_is_lost_can_be_canceled(shell):
     assert done is not None
     assert done.batches == 1
     assert "No embedded stack runs" in shell.type("stop")
+
+
+@pytest.mark.usefixtures("held_simulator")
+def test_run_whose_output_cannot_be_written_tells_programs_what_was_paid(shell):
+    process = shell.start(*shell.run_arguments("--json"))
+    shell.wait_for_batch()
+    (shell.folder / "out").write_text("in the way")
+    shell.let_batches_go()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    found = json.loads(out)
+    assert (found["error"]["type"], found["run"], found["batches"]) == ("OutputError", "r1", 1)
+    assert found["requests"] == {"asked": ROWS - 1, "already_answered": 0, "in_flight": 0}
+    assert found["rows"]["total"] == 0
+    done = read_done(Store(shell.root), 1)
+    assert done is not None
+    assert done.cost_nano_usd
+    assert found["cost_usd"] == done.cost_nano_usd / 1e9
+    assert found["tokens"]["output"] == sum(line.output_tokens for line in done.usage) > 0
 
 
 def test_worst_case_over_the_cap_is_refused_before_anything_starts(shell):

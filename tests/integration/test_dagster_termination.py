@@ -63,7 +63,7 @@ def test_terminating_the_run_cancels_its_batch_at_the_vendor(
     run.popen.wait(60)
     (batch,) = simulator.batches()
     assert batch["canceled"], run.output
-    assert "batch run r1 is being canceled at the vendor" in run.output
+    assert "batch run r1 is being canceled" in run.output
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
@@ -71,11 +71,12 @@ def test_a_killed_process_cancels_nothing_and_the_next_run_publishes_without_ask
     bench: Bench, start_simulator: Callable[..., RunningSimulator], tmp_path: Path
 ) -> None:
     """Two Dagster runs, one batch, every row answered."""
-    simulator = start_simulator(seconds=6)
+    simulator = start_simulator("hold")
     bench.start_worker(simulator)
     run = start_run(bench, simulator, tmp_path)
     wait_until(lambda: len(simulator.batches()) == 1)
     run.kill()
+    simulator.clear()
     again = start_run(bench, simulator, tmp_path)
     assert again.popen.wait(60) == 0, again.output
     (batch,) = simulator.batches()

@@ -1,6 +1,7 @@
 """The worker's errors that records, keys and settings can cause, each provoked once; a person who reads one knows what to do."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -104,7 +105,9 @@ def quiet(_: str) -> None:
 
 def test_a_root_without_its_record_is_not_worked_on(store: Store, entry: LogEntry) -> None:
     store.delete("root.json")
-    with pytest.raises(RootError, match=r"root\.json is missing: the root lost its records\. Nothing is sent\. Restore the folder\."):
+    with pytest.raises(
+        RootError, match=r"root\.json is missing: the root lost its records\. Nothing is sent\. Restore the folder, or: claude-batch rec"
+    ):
         open_root(store, number=entry.number, run_id=entry.run_id)
 
 
@@ -129,7 +132,9 @@ def test_a_key_of_another_workspace_is_refused(store: Store, entry: LogEntry) ->
 
 
 def test_a_lost_batch_without_a_record_is_refused(store: Store, entry: LogEntry) -> None:
-    with pytest.raises(RootError, match=r"has no record of batch msgbatch_1: the root lost its records\. Restore the folder\."):
+    with pytest.raises(
+        RootError, match=r"has no record of batch msgbatch_1: the root lost its records\. Restore the folder, or: claude-batch recover"
+    ):
         runs(store).lost_batch(batch_input(store, entry))
 
 
@@ -203,7 +208,7 @@ def test_a_missing_sample_request_stops_the_run(store: Store, entry: LogEntry) -
 
 
 def submitter(**calls: Callable[..., Any]) -> Submitter:
-    return Submitter(open_store=Store, batches=vendor(**calls), clock=lambda: NOW)
+    return Submitter(open_store=Store, batches=vendor(**calls), clock=lambda: NOW, boot_s=time.monotonic, send_s=15.0, settle_s=60.0)
 
 
 def read_body(body: Any, _: int) -> Any:
@@ -214,7 +219,9 @@ def read_body(body: Any, _: int) -> Any:
 
 def test_a_body_that_is_gone_is_not_sent(store: Store, entry: LogEntry) -> None:
     store.delete(entry.shards[0].path)
-    with pytest.raises(RootError, match=r"is missing: the root lost its records\. Nothing was sent\. Restore the folder\."):
+    with pytest.raises(
+        RootError, match=r"is missing: the root lost its records\. Nothing was sent\. Restore the folder, or: claude-batch rec"
+    ):
         submitter(create=read_body).submit(shard_input(store, entry), quiet)
 
 
@@ -235,28 +242,39 @@ def test_a_batch_that_cannot_be_recorded_is_told_with_its_id(store: Store, entry
 
     monkeypatch.setattr(submit, "append_submission", full_disk)
     with pytest.raises(
-        RootError, match=r"r1: batch msgbatch_1 was created, and that cannot be recorded: The disk is full\. It is not sent again\."
+        RootError,
+        match=r"r1: batch msgbatch_1 was created, and that cannot be recorded: The disk is full\. It is not sent again before .* Make the root writable\.",
     ):
         submitter(create=read_body).submit(shard_input(store, entry), quiet)
 
 
-@pytest.mark.parametrize(
-    ("failure", "told"),
-    [
-        (CredentialsError("batch msgbatch_1: the vendor refuses this key."), "The batch is looked at again later."),
-        (RefusedError("batch msgbatch_1: refused.", status=404), "Check that the worker's key belongs to the workspace of this root."),
-    ],
-)
-def test_a_batch_that_cannot_be_seen_is_waited_for(failure: Exception, told: str, store: Store, entry: LogEntry) -> None:
+def see_through(store: Store, entry: LogEntry, failure: Exception) -> ApplicationError:
     def get(_: str) -> Batch:
         raise failure
 
     activities = BatchActivities(
-        runs=runs(store), submitter=submitter(), collector=collector(), batches=vendor(get=get), examiner=cast(Any, None), poll_s=1.0
+        runs=runs(store),
+        submitter=submitter(),
+        settler=cast(Any, None),
+        collector=collector(),
+        batches=vendor(get=get),
+        examiner=cast(Any, None),
+        poll_s=1.0,
     )
-    with pytest.raises(ApplicationError, match=told) as raised:
+    with pytest.raises(ApplicationError) as raised:
         ActivityEnvironment().run(activities.see_through, batch_input(store, entry))
-    assert (raised.value.type, raised.value.non_retryable) == ("VendorUnavailableError", False)
+    return raised.value
+
+
+def test_a_batch_that_is_not_found_is_waited_for(store: Store, entry: LogEntry) -> None:
+    told = see_through(store, entry, RefusedError("batch msgbatch_1: refused.", status=404))
+    assert (told.type, told.non_retryable) == ("VendorUnavailableError", False)
+    assert "Check that the worker's key belongs to the workspace of this root." in str(told)
+
+
+def test_a_batch_that_a_revoked_key_cannot_see_is_asked_about(store: Store, entry: LogEntry) -> None:
+    told = see_through(store, entry, CredentialsError("batch msgbatch_1: the vendor refuses this key."))
+    assert (told.type, told.non_retryable) == ("CredentialsError", True)
 
 
 def test_a_poll_time_that_is_no_number_keeps_the_worker_from_starting() -> None:

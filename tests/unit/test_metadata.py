@@ -5,6 +5,8 @@ import pyarrow as pa
 
 from claude_batch_dagster import ParquetDataset, Summarize
 from claude_batch_dagster.assets import AskedAsset
+from claude_batch_dagster.core.records import ModelUsage
+from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.metadata import (
     check_result,
     count_rows,
@@ -14,7 +16,7 @@ from claude_batch_dagster.metadata import (
     rows_without_answer,
     table_schema,
 )
-from claude_batch_dagster.storage.output import STATUSES, WrittenOutput, output_schema
+from claude_batch_dagster.storage.output import WrittenOutput, output_schema
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.plan import Tally
 from claude_batch_dagster.verbs.publish import PublishedOutput
@@ -50,6 +52,8 @@ def describe(
     run: str | None = "r42",
     partitioned: bool = False,
     limit: int | None = None,
+    shown: list[PublishedOutput] | None = None,
+    tries: dict[str, ModelUsage] | None = None,
 ):
     result = JobResult(
         root="/root",
@@ -68,10 +72,11 @@ def describe(
         duration_s=1.5,
         warnings=(),
         limit=limit,
+        tries=tries or {},
     )
     connection = Connection(address="127.0.0.1:7233", ui_url=ui_url)
     return materialization_metadata(
-        outputs, result, folder="/out/summaries", fields=TASK.fields, connection=connection, partitioned=partitioned
+        shown or outputs, result, folder="/out/summaries", fields=TASK.fields, connection=connection, partitioned=partitioned
     )
 
 
@@ -99,6 +104,26 @@ def test_an_output_of_several_files_is_summed_and_names_its_folder():
     assert (metadata["dagster/row_count"], metadata["claude_batch/requests"], metadata["claude_batch/cost_usd"]) == (4, 4, 0.004)
     assert metadata["claude_batch/batches"] == 1, "the two share a batch"
     assert metadata["dagster/uri"] == "/out/summaries"
+
+
+def test_the_try_of_a_new_task_is_told_once_with_the_first_partition():
+    tried = ModelUsage(
+        model="claude-haiku-5-5",
+        over_100k=False,
+        requests=1,
+        input_tokens=7,
+        output_tokens=3,
+        cache_read_tokens=0,
+        cache_write_tokens=0,
+        cost_nano_usd=500_000,
+    )
+    parts = [output("a", succeeded=1), output("b", succeeded=1)]
+    first, second = (describe(*parts, partitioned=True, shown=[part], tries={"summaries": tried}) for part in parts)
+    assert (first["claude_batch/cost_usd"], second["claude_batch/cost_usd"]) == (0.0025, 0.002)
+    assert (first["claude_batch/input_tokens"], second["claude_batch/input_tokens"]) == (107, 100)
+    assert (first["claude_batch/output_tokens"], second["claude_batch/output_tokens"]) == (23, 20)
+    assert describe(*parts, tries={"summaries": tried})["claude_batch/cost_usd"] == 0.0045
+    assert describe(*parts, tries={"labels": tried})["claude_batch/cost_usd"] == 0.004
 
 
 def test_an_unknown_price_is_said_and_never_a_zero():

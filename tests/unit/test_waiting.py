@@ -107,19 +107,21 @@ def test_a_refusals_numbers_are_metadata_with_money_in_dollars():
 )
 def test_why_rows_are_asked_and_for_how_much_is_logged_before_anything_is_sent(log, lines, worst, cost):
     plan = SimpleNamespace(
-        reasons={"new": 3, "prompt_changed": 2},
+        reasons={"new": 3, "task_changed": 2},
         changed_parts={"labels": ("model: claude-haiku-4-5 -> claude-haiku-5-5",)},
         expected_nano_usd=20_000_000,
         worst_nano_usd=worst,
     )
     assert log.explain(plan)
-    assert lines == [f"To ask: 3 new rows, 2 whose task changed (labels: model: claude-haiku-4-5 -> claude-haiku-5-5); {cost}."]
+    assert lines == [
+        f"To ask: 5 requests (3 new, 2 because the task changed; what changed in labels: model: claude-haiku-4-5 -> claude-haiku-5-5), {cost}."
+    ]
 
 
 def test_one_request_is_one_and_costs_more_than_nothing(log, lines):
     log.explain(SimpleNamespace(reasons={"changed": 1}, changed_parts={}, expected_nano_usd=48_600, worst_nano_usd=200_000))
     log(JobProgress(phase="wait", rows_planned=1, requests_asked=1, batches_total=1))
-    assert lines[0].endswith("; about $0.000049, at most $0.0002.")
+    assert lines[0].endswith(", about $0.000049, at most $0.0002.")
     assert lines[1].startswith("Planned 1 row: 1 request to ask, 0 answered already, ")
 
 

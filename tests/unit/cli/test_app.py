@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from claude_batch_dagster.cli.app import commands, run_command_line
-from claude_batch_dagster.cli.report import STATUSES
-from claude_batch_dagster.storage.output import FAILED_STATUSES
-from claude_batch_dagster.storage.output import STATUSES as OUTPUT_STATUSES
+from claude_batch_dagster.core.status import STATUSES
 
 RUN = ["run", "--source", "missing.parquet", "--task", "summarize", "--column", "text", "--key", "id", "--output", "out"]
 OBJECT_KEYS = {"run", "run_id", "workflow_id", "root", "output", "rows", "requests", "batches", "tokens", "cost_usd", "exit_code", "error"}
@@ -84,6 +82,37 @@ def test_plan_needs_no_key(capsys):
     assert "missing.parquet does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (["--task", "gone.yaml"], 2),
+        (["--task", "gone.py:task"], 2),
+        (["--model", "claude-3-opus"], 2),
+        (["--task", "sumarize"], 2),
+        ([], 1),
+    ],
+)
+def test_a_wrong_task_is_wrong_usage_and_a_wrong_source_is_not(capsys, change, code):
+    arguments = [*RUN, "--simulate", "--json", *change]
+    if change[:1] == ["--task"]:
+        del arguments[arguments.index("--column") : arguments.index("--column") + 2]
+    assert run_command_line(arguments) == code
+    assert last_object(capsys.readouterr().out)["exit_code"] == code
+
+
+def test_options_are_checked_before_the_key(capsys):
+    assert run_command_line([*RUN, "--labels", "a,b"]) == 2
+    assert "ANTHROPIC_API_KEY" not in capsys.readouterr().err
+
+
+def test_arguments_have_a_section_of_their_own(capsys):
+    assert run_command_line(["show", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("Arguments:") == 1
+    assert text.index("Arguments:") < text.index("What:")
+    assert "OUTPUT  The folder" in text
+
+
 def test_contradicting_options_are_refused(capsys):
     assert run_command_line([*RUN, "--simulate", "--labels", "a,b"]) == 2
     assert "only --task moderate has labels" in capsys.readouterr().err
@@ -99,10 +128,3 @@ def test_status_and_stop_start_nothing_and_write_nothing(capsys, tmp_path):
 def test_unknown_run_is_a_usage_error(capsys):
     assert run_command_line(["status", "r7"]) == 2
     assert "no batch run r7" in capsys.readouterr().err
-
-
-def test_statuses_are_those_of_the_output():
-    assert STATUSES == OUTPUT_STATUSES
-    from claude_batch_dagster.cli import report
-
-    assert report.FAILED_STATUSES == FAILED_STATUSES

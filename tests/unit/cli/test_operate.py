@@ -94,7 +94,7 @@ def test_parked_question_is_shown_with_the_count_and_the_time_of_the_post(store,
     parked = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"live": told})
     text = "\n".join(runs.describe_run(parked))
     assert "waits for an answer" in text
-    assert "shard 1 (60 requests, POST at 2026-11-23" in text
+    assert "Waits for an answer (60 requests, POST at 2026-11-23" in text
     assert "Did it arrive?" in text
 
 

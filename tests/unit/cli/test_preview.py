@@ -49,13 +49,13 @@ def test_request_is_readable_and_long_parts_are_cut_with_a_note():
 
 def test_reasons_are_always_all_there_for_programs():
     found = preview.preview_object(Known(), plan(changed_parts={"summaries": ("prompt",)}))
-    assert found["reasons"] == {"new": 5, "changed": 0, "prompt_changed": 0, "failed_before": 3, "asked_again": 0}
+    assert found["reasons"] == {"new": 5, "changed": 0, "task_changed": 0, "failed_before": 3, "asked_again": 0}
     assert found["changed_parts"] == {"summaries": ["prompt"]}
     assert found["example"] == PARAMS
 
 
 def test_reasons_and_changed_parts_are_told_in_words():
-    assert preview.why_lines(plan(reasons={"prompt_changed": 2, "asked_again": 1}, changed_parts={"s": ("model: a -> b", "prompt")})) == [
+    assert preview.why_lines(plan(reasons={"task_changed": 2, "asked_again": 1}, changed_parts={"s": ("model: a -> b", "prompt")})) == [
         "2 because the task changed, 1 asked again on purpose",
         "what changed in s: model: a -> b, prompt",
     ]

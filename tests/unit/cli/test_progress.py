@@ -56,7 +56,7 @@ def test_new_phase_is_written_at_once_after_what_was_held_back():
     view(JobProgress(phase="plan"))
     view(JobProgress(phase="plan", rows_planned=1, requests_asked=1))
     view(JobProgress(phase="publish", run="r1"))
-    assert lines_of(stream) == ["planning", "planning: 1 row planned, 1 asked, 0 already answered", "r1: writing the output"]
+    assert lines_of(stream) == ["planning", "planned: 1 row, 1 request to ask, 0 already answered", "r1: writing the output"]
 
 
 def test_messages_and_questions_are_written_once_each():
@@ -86,7 +86,7 @@ def test_live_view_says_simulated_and_where_the_run_stands():
     text = console.export_text()
     for part in (
         "Batch run r1   SIMULATED",
-        "300 rows planned, 290 asked, 10 already answered",
+        "300 rows, 290 requests asked, 10 already answered",
         "2 of 3 submitted, 2 in progress, 0 ended",
         "$1.50 so far",
         "at most 24 h",

@@ -1,11 +1,18 @@
 """Exit codes, the JSON object and the summary of a run."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from claude_batch_dagster.cli.report import STATUSES, Known, exit_code_of, failure_object, result_object, summarize_result
+from claude_batch_dagster.cli.report import Known, exit_code_of, failure_object, result_object, summarize_result
+from claude_batch_dagster.core.status import STATUSES
+from claude_batch_dagster.verbs.paid import Paid
+from claude_batch_dagster.verbs.progress import JobProgress
 from claude_batch_dagster.verbs.run import JobResult
+
+TOKENS = {"input": 10, "output": 5, "cache_read": 1, "cache_write": 0}
+PAID = Paid(batches=2, tokens=TOKENS, cost_nano_usd=500_000_000)
 
 
 def result(*, detached: bool = False, failed_partitions: dict[str, str] | None = None, **rows: int) -> JobResult:
@@ -72,9 +79,34 @@ def test_summary_names_failed_rows_and_simulation():
         assert part in text
 
 
+def test_summary_of_a_command_that_asked_nothing_says_who_did():
+    nothing = replace(
+        result(succeeded=3), run=None, batches=0, requests={"asked": 0, "already_answered": 2, "in_flight": 1}, tokens={"input": 1}
+    )
+    lines = summarize_result(Known(root="/r"), nothing, simulated=False)
+    assert lines[0] == "Nothing new had to be asked. The output is written."
+    assert lines[2] == "  Requests  0 asked in 0 batches, 2 already answered, 1 answered in another run"
+    assert lines[3] == "  Cost      $0.50 (1 token of input, 0 of output)"
+
+
+@pytest.mark.parametrize(("paid", "cost_usd"), [(None, None), (Paid(batches=2, tokens=TOKENS, cost_nano_usd=None), None), (PAID, 0.5)])
+def test_object_of_a_failed_run_says_what_was_asked_and_paid(paid, cost_usd):
+    known = Known(root="/r", entry=SimpleNamespace(keys=SimpleNamespace(count=7)))  # type: ignore[arg-type]
+    known.progress = JobProgress(phase="publish", requests_already_answered=3)
+    found = failure_object(known, "OutputError", "no space", 1, paid)
+    assert found["requests"] == {"asked": 7, "already_answered": 3, "in_flight": 0}
+    assert found["cost_usd"] == cost_usd
+    assert found["batches"] == (2 if paid else 0)
+    assert found["tokens"] == (TOKENS if paid else dict.fromkeys(TOKENS, 0))
+
+
+def test_object_of_a_command_without_a_run_of_its_own_cost_nothing():
+    assert failure_object(Known(), "SourceError", "no such file", 1)["cost_usd"] == 0
+
+
 def test_detached_command_that_asked_nothing_names_no_run():
     text = "\n".join(summarize_result(Known(root="/r"), replace(result(detached=True), run=None), simulated=False))
-    assert "Nothing had to be asked" in text
+    assert "nothing new to ask" in text
     assert "None" not in text
 
 

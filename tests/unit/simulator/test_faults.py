@@ -186,6 +186,13 @@ def test_unknown_model_can_be_a_not_found_error(start, ask):
     assert simulator.ended([ask("a", model="claude-nope")])["a"]["error"]["error"]["type"] == "not_found_error"
 
 
+def test_long_answers_are_cut_where_max_tokens_is_smaller(start, ask):
+    simulator = start("long-answers=200")
+    results = simulator.ended([ask("a", max_tokens=199), ask("b", max_tokens=200)])
+    assert [results[name]["message"]["stop_reason"] for name in ("a", "b")] == ["max_tokens", "end_turn"]
+    assert results["a"]["message"]["usage"]["output_tokens"] == 199
+
+
 def test_slow_upload_still_creates(start, ask):
     assert try_create(start("slow-upload=0.05"), ask).status == 200
 
@@ -198,6 +205,25 @@ def test_slow_batch_holds_up_what_is_created_while_it_is_on(start, ask):
     simulator.clock.now += 50
     statuses = [simulator.call("GET", f"{PATH}/{batch_id}").json["processing_status"] for batch_id in (slow, quick)]
     assert statuses == ["in_progress", "ended"]
+
+
+def test_held_batches_end_when_they_are_let_go_or_canceled(start, ask):
+    simulator = start("hold")
+    held, canceled = (simulator.create([ask(name)])["id"] for name in "ab")
+    simulator.clock.now += 3_600
+
+    def statuses():
+        listed = {one["id"]: one["status"] for one in simulator.call("GET", "/simulator/books").json["batches"]}
+        asked = {one: simulator.call("GET", f"{PATH}/{one}").json["processing_status"] for one in (held, canceled)}
+        assert listed == asked
+        return asked[held], asked[canceled]
+
+    assert statuses() == ("in_progress", "in_progress")
+    assert simulator.call("GET", f"{PATH}/{held}/results").status == 404
+    simulator.call("POST", f"{PATH}/{canceled}/cancel")
+    assert statuses() == ("in_progress", "ended")
+    simulator.call("DELETE", "/simulator/faults")
+    assert statuses() == ("ended", "ended")
 
 
 def test_faults_are_switched_at_run_time(simulator, ask):

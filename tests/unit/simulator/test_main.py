@@ -45,8 +45,17 @@ def test_wrong_usage_exits_2(arguments, capsys):
 
 
 def test_taken_port_exits_1(simulator, capsys):
-    assert main(["--port", str(simulator.server.port)]) == 1
-    assert capsys.readouterr().err.startswith("simulator: ")
+    port = simulator.server.port
+    assert main(["--port", str(port)]) == 1
+    assert capsys.readouterr().err == (
+        f"simulator: cannot listen on 127.0.0.1:{port}: Address already in use. Nothing was started. Choose another with --port, 0 for a free one.\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--host", "203.0.113.1"]])
+def test_an_address_that_cannot_be_listened_on_exits_1(arguments, capsys):
+    assert main(arguments) == 1
+    assert "simulator: cannot listen on " in capsys.readouterr().err
 
 
 def test_it_runs_on_the_callers_event_loop(tmp_path):

@@ -118,19 +118,22 @@ MODERATION = {
 @pytest.mark.parametrize(
     ("text", "label", "categories"),
     [
-        ("The remote broke after a week.", "ok", []),
+        ("The remote broke after a week.", "ok", ["ok"]),
         ("You idiot, shut up.", "harassment", ["harassment"]),
         ("click http://x", "spam", ["spam"]),
     ],
 )
-def test_moderation_is_consistent_with_the_text(text, label, categories):
-    answer = compile_schema(MODERATION).answer(read_prompt("", f"Moderate this text:\n{text}", 5))
+@pytest.mark.parametrize("order", [["label", "categories"], ["categories", "label"]])
+def test_moderation_is_consistent_with_the_text(text, label, categories, order):
+    names = [*order, "severity", "reason"]
+    schema = MODERATION | {"properties": {name: MODERATION["properties"][name] for name in names}, "required": sorted(names)}
+    answer = compile_schema(schema).answer(read_prompt("", f"Moderate this text:\n{text}", 5))
     assert isinstance(answer, dict)
     assert (answer["label"], answer["categories"]) == (label, categories)
     assert (answer["severity"] == 0) == (label == "ok")
     assert answer["reason"].startswith("[simulated] ")
     assert len(answer["reason"].split()) <= 10
-    assert list(answer) == ["label", "categories", "severity", "reason"]
+    assert list(answer) == names
 
 
 @pytest.mark.parametrize(

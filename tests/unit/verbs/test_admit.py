@@ -44,7 +44,9 @@ def owned(lake: Any, entry: LogEntry) -> list[tuple[str, str]]:
         worst += sum(costs)
     assert staged == told
     assert entry.keys.count == len(told) > 0
-    assert entry.cost_nano_usd.worst == worst
+    by_key = {task.task_key: task for task in TASKS.values()}
+    tries = [Estimator(HAIKU, by_key[ref.task_key].max_tokens, None).add(len(lake.store.get(ref.path))) or 0 for ref in entry.preflights]
+    assert entry.cost_nano_usd.worst == worst + 2 * sum(tries)
     return [(task_key, key) for task_key, key, _, _ in told]
 
 

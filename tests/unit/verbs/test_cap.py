@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from claude_batch_dagster.core.errors import CostError
 from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.verbs.cap import check_cap
+from tests.unit.verbs.conftest import SUMMARIES
 
 UNPRICED = Summarize(name="unpriced", column="text", model="claude-of-tomorrow-9")
 TEXTS = ["a", "b", None, "a"]
@@ -17,9 +19,9 @@ def test_a_worst_case_over_the_cap_is_refused_with_the_numbers(lake: Any) -> Non
     with pytest.raises(CostError) as refused:
         check_cap(job, plan)
     message = str(refused.value)
-    assert "1,000 requests of 1,002 rows would be sent (1,000 new rows)" in message
+    assert "1,000 requests for 1,002 rows would be sent (1,000 new)" in message
     assert f"at most ${plan.worst_nano_usd / 1e9:.2g}" in message
-    assert "over the cap of $0.01. Nothing was sent. Raise max_cost_usd" in message
+    assert "over the cap of $0.01. Nothing was sent. Raise --max-cost-usd" in message
     assert refused.value.context == {
         "rows": plan.total.rows,
         "requests": plan.total.asked,
@@ -64,3 +66,23 @@ def test_a_model_without_a_price_cannot_be_compared_with_a_cap(lake: Any) -> Non
     assert plan.warnings == ("claude-of-tomorrow-9 has no known price: the cost of unpriced is unknown, not zero.",)
     with pytest.raises(CostError, match=r"2 requests to claude-of-tomorrow-9 .*no known price.*cap of \$1,000,000\.00\. Nothing was sent"):
         check_cap(job, plan)
+
+
+def test_the_try_of_a_new_task_counts_at_the_full_price_in_the_preview_and_in_the_plan(lake: Any) -> None:
+    lake.texts("a", "b")
+    without = lake.plan(lake.job(preflight=False), preview=True)
+    for preview in (True, False):
+        plan = lake.plan(lake.job(), preview=preview)
+        [preflight] = plan.preflights
+        # 288 tokens of output at most and 72 as expected, at 0.10 and 0.50 USD a million tokens: twice the batch price.
+        params_bytes = len(lake.store.get(f"plans/{lake.plan(lake.job()).run_id}/preflight-{SUMMARIES.task_key}.json"))
+        assert preflight.worst_nano_usd == math.ceil(params_bytes / 2) * 100 + 288 * 500
+        assert preflight.expected_nano_usd == math.ceil(params_bytes / 3.5) * 100 + 72 * 500
+        assert plan.worst_nano_usd == without.worst_nano_usd + preflight.worst_nano_usd
+        assert plan.expected_nano_usd == without.expected_nano_usd + preflight.expected_nano_usd
+        with pytest.raises(CostError):
+            check_cap(lake.job(max_cost_usd=without.worst_nano_usd / 1e9), plan)
+        assert lake.store.get(preflight.ref.path) is None if preview else lake.store.get(preflight.ref.path)
+    lake.finish(lake.job())
+    lake.texts("c")
+    assert lake.plan(lake.job(), preview=True).preflights == ()

@@ -12,7 +12,7 @@ import pytest
 from claude_batch_dagster.core.errors import OutputError, RunError, UsageError
 from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.storage.output import MARKER, METADATA_KEY, Marker
-from claude_batch_dagster.verbs.cap import explain_reasons
+from claude_batch_dagster.verbs.cap import explain_plan
 
 HAIKU = "claude-haiku-5-5"
 
@@ -102,7 +102,7 @@ def test_a_key_of_several_columns_is_joined_by_commas(lake: Any) -> None:
 
 def test_a_key_that_no_row_has_is_refused_by_name(lake: Any) -> None:
     lake.texts("a")
-    with pytest.raises(UsageError, match=r"1 of the 2 keys to ask again are in no row of .*: nope\. Nothing was sent"):
+    with pytest.raises(UsageError, match=r"No row of .* has the key to ask again: nope\. Nothing was sent"):
         lake.plan(lake.job(ask_again=("0", "nope")))
 
 
@@ -138,9 +138,9 @@ def test_a_changed_task_is_named_by_its_part(lake: Any) -> None:
     lake.publish(lake.job())
     longer = Summarize(name="summaries", column="text", model=HAIKU, max_words=60)
     plan = lake.plan(lake.job(longer), preview=True)
-    assert plan.reasons == {"prompt_changed": 2}
-    assert plan.changed_parts == {"summaries": ("max_tokens: 288 -> 368", "schema", "system")}
-    assert explain_reasons(plan) == "2 whose task changed (summaries: max_tokens: 288 -> 368, schema, system)"
+    assert plan.reasons == {"task_changed": 2}
+    assert plan.changed_parts == {"summaries": ("max_words: 40 -> 60",)}
+    assert explain_plan(plan) == "2 because the task changed; what changed in summaries: max_words: 40 -> 60"
 
 
 def test_too_many_failures_publish_nothing(lake: Any) -> None:
@@ -151,7 +151,7 @@ def test_too_many_failures_publish_nothing(lake: Any) -> None:
     lake.texts("a", "b", "c", "d", None)
     job = lake.job(fail_above=0.4)
     lake.finish(job, failing({"c": ("errored", "api_error: x"), "d": ("truncated", "max_tokens: x")}))
-    with pytest.raises(RunError, match=r"2 of the 4 rows that summaries asked about failed \(50\.0%: 1 truncated, 1 errored\)"):
+    with pytest.raises(RunError, match=r"2 of 4 rows that summaries asked about failed \(50\.0%: 1 truncated, 1 errored\)"):
         lake.publish(job)
     assert lake.read().to_pylist() == before
     assert lake.publish(lake.job(fail_above=0.5)).outputs[0].written.rows["errored"] == 1
@@ -195,7 +195,7 @@ def test_an_output_inside_the_source_is_refused(lake: Any) -> None:
 def test_a_new_task_is_tried_on_a_text_that_is_no_row(lake: Any) -> None:
     lake.texts("a secret row")
     [preflight] = lake.plan(lake.job()).preflights
-    assert b"secret" not in (lake.store.get(preflight.path) or b"")
+    assert b"secret" not in (lake.store.get(preflight.ref.path) or b"")
     assert lake.plan(lake.job(preflight=False)).preflights == ()
     lake.finish(lake.job())
     assert lake.plan(lake.job()).preflights == ()

@@ -19,9 +19,10 @@ from claude_batch_dagster.core.errors import OutputError, SourceError
 from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.shard import MAX_BODY_BYTES
+from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import LARGE, RowKeys, pack_keys, row_keys_path
-from claude_batch_dagster.storage.output import MARKER, STATUS_FIELDS, STATUSES
+from claude_batch_dagster.storage.output import MARKER, STATUS_FIELDS
 from claude_batch_dagster.storage.source import ParquetDataset, Source
 
 HAIKU = "claude-haiku-5-5"

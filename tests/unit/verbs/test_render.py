@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -139,3 +140,12 @@ def test_keys_of_a_file_are_rendered_once_and_read_afterwards(lake: Lake) -> Non
     before = lake.store.version(path)
     assert read_or_render_keys(lake.store, source, whole(source), SUMMARIES).keys.tolist() == keyed.keys.tolist()
     assert lake.store.version(path) == before
+
+
+def test_what_pandas_calls_nan_is_null_in_its_files_and_a_nan_in_a_file_is_a_value(lake: Lake) -> None:
+    task = ClaudeTask(name="scores", model=HAIKU, prompt="Score: {score}", max_tokens=50)
+    path = lake.write({"id": [0]})
+    pd.DataFrame({"id": [1, 2], "score": [0.5, float("nan")]}).to_parquet(path)
+    assert contents(opened(path), task) == ["Score: 0.5", None]
+    lake.write({"id": [1, 2, 3], "score": [float("nan"), float("-inf"), None]})
+    assert contents(opened(path), task) == ["Score: nan", "Score: -inf", None]
