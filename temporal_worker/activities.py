@@ -59,7 +59,7 @@ POLL_SHARE_OF_AGE = 0.1
 POLL_JITTER = 0.1
 KEY_RETRY_S = 60.0
 FORGOTTEN_AFTER_S = 600.0
-NOT_FOUND_SINCE = "Not found at the vendor since "
+NOT_FOUND_SINCE = "Not found since "
 
 
 class BatchActivities:
@@ -193,7 +193,7 @@ class BatchActivities:
     @activity.defn(no_thread_cancel_exception=True)
     def examine_vendor(self, ask: DoctorInput) -> DoctorReport:
         """Idempotent: looks, and leaves nothing behind. A retry costs a few GETs."""
-        with attempt("looking at the vendor and the root for claude-batch doctor"):
+        with attempt("looking at the API and the root for claude-batch doctor"):
             return self._examiner.examine(ask)
 
     def _look(self, batch: BatchInput, report: Callable[[str], None]) -> Batch:
@@ -208,7 +208,7 @@ class BatchActivities:
             # Another workspace's key finds nothing either: what it cannot see is not missing, and a person is asked for the right one.
             right = self._runs.has_right_workspace(batch)
             if gone and right and (now - since).total_seconds() >= self._forgotten_after_s:
-                log.warning("batch %s of run %s was deleted at the vendor: its requests end without a result", batch.batch_id, batch.run_id)
+                log.warning("batch %s of run %s was deleted: its requests end without a result", batch.batch_id, batch.run_id)
                 return self._runs.lost_batch(batch)
             raise VendorUnavailableError(
                 f"{error} Check that the worker's key belongs to the workspace of this root.", retry_after_s=KEY_RETRY_S

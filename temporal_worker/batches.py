@@ -187,7 +187,7 @@ class Batches:
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             return _explain_failed_create(error, sending)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return UnknownOutcome(why="the vendor said success, in a reply that cannot be read")
+            return UnknownOutcome(why="the API said success, in a reply that cannot be read")
         return Created(batch_id=batch.id, created_at=batch.created_at.isoformat())
 
     def get(self, batch_id: str) -> Batch:
@@ -312,26 +312,26 @@ def translate_error(error: Exception, what: str) -> ClaudeBatchError:
     """
     if not isinstance(error, anthropic.APIStatusError):
         cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) and error.__cause__ else error
-        return VendorUnavailableError(f"{what}: no reply from the vendor ({type(cause).__name__}). It is tried again.")
+        return VendorUnavailableError(f"{what}: no reply from the API ({type(cause).__name__}). It is tried again.")
     status = error.status_code
     kind, _ = _look_up(status)
     reason = f"HTTP {status}{f' {error.type}' if error.type else ''}{f', request {error.request_id}' if error.request_id else ''}"
     said = f": {error.api_message[:MAX_REASON_CHARS]}" if error.api_message else ""
     if kind is CredentialsError:
         return CredentialsError(
-            f"{what}: the vendor refuses this key ({reason}{said}). Check ANTHROPIC_API_KEY of the worker.",
+            f"{what}: the API refuses this key ({reason}{said}). Check ANTHROPIC_API_KEY of the worker.",
             status=status,
         )
     if status == 402 or error.error_code in SPEND_CODES or (error.api_message or "").startswith(OWN_SPEND_LIMIT):
         return SpendLimitError(f"{what}: the account may not spend more ({reason}{said}). Raise its limit at Anthropic.", status=status)
     if kind is RefusedError:
         return RefusedError(
-            f"{what}: refused by the vendor ({reason}{said}). The same again is refused: change what it names.",
+            f"{what}: refused by the API ({reason}{said}). The same again is refused: change what it names.",
             status=status,
             code=error.error_code,
         )
     return VendorUnavailableError(
-        f"{what}: the vendor cannot now ({reason}). It is tried again.",
+        f"{what}: the API cannot now ({reason}). It is tried again.",
         retry_after_s=read_retry_after(error.response.headers),
         status=status,
     )
@@ -395,7 +395,7 @@ def _explain_failed_create(error: Exception, sending: _Sending) -> NotCreated | 
     ours = translate_error(error, what)
     if isinstance(error, anthropic.APIStatusError):
         may_have_created = _look_up(error.status_code)[1]
-        why = f"the vendor answered HTTP {error.status_code}, which does not say whether the batch was created"
+        why = f"the API answered HTTP {error.status_code}, which does not say whether the batch was created"
     else:
         may_have_created = not isinstance(error.__cause__ or error, NEVER_SENT)
         why = f"the connection ended without a reply ({type(error.__cause__ or error).__name__})"
@@ -419,7 +419,7 @@ def _decode(response: httpx2.Response, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(response.content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise VendorUnavailableError(f"{what}: the vendor's reply cannot be read. It is tried again.") from error
+        raise VendorUnavailableError(f"{what}: the reply cannot be read. It is tried again.") from error
 
 
 def _read_chunks(response: httpx2.Response, what: str) -> Iterator[bytes]:

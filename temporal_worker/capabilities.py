@@ -25,7 +25,7 @@ def find_mismatch(task: TaskRef, document: Mapping[str, object], find_model: Cal
     model_id = str(document["model"])
     model = find_model(model_id)
     if model is None:
-        return f"Task {task.name!r} asks {model_id}, which the vendor does not know. {NOTHING_SENT} Correct the model's id."
+        return f"Task {task.name!r} asks {model_id}, which the API does not know. {NOTHING_SENT} Correct the model's id."
     if model.lifecycle == "retired":
         return f"Task {task.name!r} asks {model_id}, which is retired. {NOTHING_SENT} Name a current model."
     problem = _compare(task, document, model)

@@ -85,7 +85,7 @@ class Collector:
                 continue
             except RefusedError as error:
                 # To call them missing would have the next run buy them again.
-                raise VendorUnavailableError(f"{error} They are read again later, until the vendor archives the batch.") from error
+                raise VendorUnavailableError(f"{error} They are read again later, until the batch is archived.") from error
             results = _index_spool(spool, expected)
             if results.missing == 0:
                 break
@@ -207,7 +207,7 @@ class _Responses(Sequence[Response]):
         request_key = bytes.fromhex(parse_custom_id(self._keys[place]).request_key)
         start = self._results.starts[place]
         if self._spool is None:
-            response = self._decoder.missing_result(request_key, "the vendor has no results of this batch any more")
+            response = self._decoder.missing_result(request_key, "the API has no results of this batch any more")
         elif start == ABSENT:
             response = self._decoder.missing_result(request_key, f"the results of the batch lack it, {FETCHES} times in a row")
         else:
@@ -235,7 +235,7 @@ def _read_requests(root: OpenRoot, batch: BatchInput) -> _Requests:
     except FileNotFoundError as error:
         raise RootError(
             f"{root.store.uri}/{shard.path} is missing: the root lost its records. Batch {batch.batch_id} is not collected without them, "
-            "its results stay at the vendor for 29 days. Restore the file."
+            "its results can be read for 29 days. Restore the file."
         ) from error
     if len(custom_ids) != shard.requests:
         raise RootError(

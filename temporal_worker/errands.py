@@ -16,7 +16,7 @@ class DoctorWorkflow:
     async def run(self, ask: DoctorInput) -> DoctorReport:
         """Return what the worker that took it found."""
         return await workflow.execute_activity_method(
-            BatchActivities.examine_vendor, ask, summary="look at the vendor and the root", **activity_options("examine_vendor")
+            BatchActivities.examine_vendor, ask, summary="look at the API and the root", **activity_options("examine_vendor")
         )
 
 

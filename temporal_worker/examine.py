@@ -71,13 +71,13 @@ class Examiner:
 
         if call_within(timeout_s, look):
             return found
-        return [*found, _no_reply("vendor", f"{self.batches.base_url} did not answer everything within {timeout_s:.0f} s.")]
+        return [*found, _no_reply("api", f"{self.batches.base_url} did not answer everything within {timeout_s:.0f} s.")]
 
     def _examine_vendor(self, ask: DoctorInput, root: "_RootView") -> Iterator[Finding]:
         try:
             endpoint = self.batches.find_endpoint()
         except ClaudeBatchError as error:
-            yield _no_reply("vendor", f"{self.batches.base_url}: {error}")
+            yield _no_reply("api", f"{self.batches.base_url}: {error}")
             return
         yield self._compare_endpoint(endpoint, ask, root)
         try:
@@ -90,7 +90,7 @@ class Examiner:
         except ClaudeBatchError as error:
             yield _no_reply("key", f"Whether the worker's key works is not known. {error}", answered="status" in error.context)
             return
-        yield Finding(name="key", status=Health.OK, detail="The vendor takes the worker's key.")
+        yield Finding(name="key", status=Health.OK, detail="The API takes the worker's key.")
         yield _compare_workspace(reply.workspace_id, root.workspace_id)
         yield self._compare_clock(reply)
         for model in ask.models:
@@ -104,8 +104,8 @@ class Examiner:
         ]
         if any(others):
             remedy = "Set ANTHROPIC_BASE_URL of the worker and of the client alike, or use another root."
-            return Finding(name="vendor", status=Health.FAIL, detail=f"{detail}, {', '.join(filter(None, others))}.", remedy=remedy)
-        return Finding(name="vendor", status=Health.OK, detail=f"{detail}.")
+            return Finding(name="api", status=Health.FAIL, detail=f"{detail}, {', '.join(filter(None, others))}.", remedy=remedy)
+        return Finding(name="api", status=Health.OK, detail=f"{detail}.")
 
     def _compare_clock(self, reply: VendorReply) -> Finding:
         try:
@@ -113,7 +113,7 @@ class Examiner:
         except (ValueError, TypeError):
             return Finding(name="clock", status=Health.OK, detail="The vendor's reply has no date to compare with.")
         side = "ahead of" if ahead_s > 0 else "behind"
-        detail = f"The worker's clock is {abs(ahead_s):,.0f} s {side} the vendor's, the limit is {SKEW_LIMIT_S:.0f} s."
+        detail = f"The worker's clock is {abs(ahead_s):,.0f} s {side} that of the API, the limit is {SKEW_LIMIT_S:.0f} s."
         if abs(ahead_s) <= SKEW_LIMIT_S:
             return Finding(name="clock", status=Health.OK, detail=detail)
         return Finding(name="clock", status=Health.WARN, detail=detail, remedy="Let the worker's machine set its clock by NTP.")
@@ -125,7 +125,7 @@ class Examiner:
         except ClaudeBatchError as error:
             return _no_reply(name, str(error), answered="status" in error.context)
         if found is None:
-            return Finding(name=name, status=Health.FAIL, detail=f"The vendor does not know {model}.", remedy="Correct the model's id.")
+            return Finding(name=name, status=Health.FAIL, detail=f"The API does not know {model}.", remedy="Correct the model's id.")
         if found.lifecycle == "retired":
             return Finding(name=name, status=Health.FAIL, detail=f"{model} is retired.", remedy="Name a current model.")
         if found.supports("batch") is False:
@@ -149,7 +149,7 @@ def describe_model(model: Model) -> str:
         f"max_tokens up to {model.max_tokens:,}" if model.max_tokens is not None else "",
         "no structured outputs" if model.supports("structured_outputs") is False else "",
     ]
-    return ", ".join(filter(None, limits)) or "the vendor knows it and tells no limits"
+    return ", ".join(filter(None, limits)) or "the API knows it and tells no limits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +190,7 @@ def _unusable_root(detail: str, remedy: str = "The worker's user and machine nee
 
 def _compare_workspace(workspace_id: str | None, pinned: str | None) -> Finding:
     if workspace_id is None:
-        detail = "The vendor does not say to which workspace the worker's key belongs."
+        detail = "The API does not say to which workspace the worker's key belongs."
     elif pinned is None:
         detail = f"The worker's key belongs to {workspace_id}; the first run pins it in the root."
     elif pinned == workspace_id:

@@ -109,7 +109,7 @@ class Steps:
         await workflow.execute_activity_method(
             BatchActivities.cancel_batches,
             CancelInput(root=self._root, batch_ids=tuple(batch_ids)),
-            summary=f"cancel {count_batches(len(batch_ids))} at the vendor",
+            summary=f"cancel {count_batches(len(batch_ids))}",
             **activity_options("cancel_batches"),
         )
 

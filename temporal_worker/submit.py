@@ -155,7 +155,7 @@ class Submitter:
                 self._record(root, shard, slot + 1, NotAccepted(why=str(error), how=how))
                 raise _name_shard(error, root.entry, shard, body)
             case UnknownOutcome(why=why):
-                log.warning("shard %d of batch run %s was sent, and %s: it is looked for at the vendor", shard.shard, root.entry.label, why)
+                log.warning("shard %d of batch run %s was sent, and %s: it is looked for in the list of batches", shard.shard, root.entry.label, why)
                 return Submitted(doubt=Doubt(slot=slot + 1, wait_s=settle_s))
             case _:
                 assert_never(result)
@@ -205,7 +205,7 @@ class Submitter:
         what = f"batch {record.id} was created" if isinstance(record, Accepted) else "nothing was created"
         raise RootError(
             f"Shard {shard.shard} of batch run {root.entry.label}: {what}, and that cannot be recorded: {failure} "
-            "It is not sent again before that is known: it is looked for at the vendor. Make the root writable."
+            "It is not sent again before that is known: it is looked for in the list of batches. Make the root writable."
         )
 
 

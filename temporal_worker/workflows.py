@@ -407,7 +407,7 @@ class BatchRunWorkflow:
 
     def _say_note(self) -> None:
         if self._canceling and not (self._parked or self._question):
-            self._note = "canceling: batches are stopped at the vendor, what they answered is kept"
+            self._note = "canceling: batches are stopped, what they answered is kept"
         elif self._failure is not None:
             self._note = "nothing more is sent, what was sent is collected"
         elif self._run.mode is Mode.DRAIN:

@@ -59,7 +59,7 @@ def test_where_all_is_well_every_finding_is_ok(bench: Bench, start_simulator: St
     found = look(bench, simulator, [MODEL])
 
     assert broken(found) == set()
-    names = ["client", "endpoint", "root", "disk", "temporal", "workers", "worker", "vendor", "key", "workspace", "clock", f"model {MODEL}"]
+    names = ["client", "endpoint", "root", "disk", "temporal", "workers", "worker", "api", "key", "workspace", "clock", f"model {MODEL}"]
     assert list(found) == [*names, "worker root", "worker disk", "versions"]
     assert "1,000,000 tokens of input, max_tokens up to 128,000" in found[f"model {MODEL}"].detail
     assert f"claude-batch worker {worker.popen.pid}@{socket.gethostname()}" in found["workers"].detail
@@ -159,7 +159,7 @@ def test_a_vendor_that_is_down(bench: Bench, start_simulator: StartSimulator) ->
 
     found = look(bench, simulator)
 
-    assert broken(found) == {"endpoint", "vendor"}
+    assert broken(found) == {"endpoint", "api"}
     assert simulator.url in found["endpoint"].detail
 
 
@@ -240,8 +240,8 @@ def test_a_root_of_another_endpoint(bench: Bench, start_simulator: StartSimulato
 
     found = look(bench, simulator)
 
-    assert broken(found) == {"pin", "vendor"}
-    assert "holds answers of 'anthropic'" in found["vendor"].detail
+    assert broken(found) == {"pin", "api"}
+    assert "holds answers of 'anthropic'" in found["api"].detail
 
 
 def test_a_worker_of_another_endpoint_than_this_client(bench: Bench, start_simulator: StartSimulator) -> None:
@@ -250,8 +250,8 @@ def test_a_worker_of_another_endpoint_than_this_client(bench: Bench, start_simul
 
     found = look(bench)
 
-    assert broken(found) == {"vendor"}
-    assert "this client plans for 'anthropic'" in found["vendor"].detail
+    assert broken(found) == {"api"}
+    assert "this client plans for 'anthropic'" in found["api"].detail
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere/root", "{root}/root.json"])

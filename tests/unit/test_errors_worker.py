@@ -196,7 +196,7 @@ def test_results_that_the_vendor_refuses_are_read_again_later(store: Store, entr
 
     reader = Collector(open_store=Store, batches=vendor(stream_results=refuse), price_usage=price)
     unarchived = replace(ended(), archived=False)
-    with pytest.raises(VendorUnavailableError, match=r"They are read again later, until the vendor archives the batch\."):
+    with pytest.raises(VendorUnavailableError, match=r"They are read again later, until the batch is archived\."):
         reader.collect(batch_input(store, entry), unarchived, quiet)
 
 

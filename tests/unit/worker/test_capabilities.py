@@ -45,7 +45,7 @@ def test_what_the_model_can_passes(document: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("found", "document", "words"),
     [
-        (None, {}, ["m, which the vendor does not know", "Correct the model's id"]),
+        (None, {}, ["m, which the API does not know", "Correct the model's id"]),
         (model(lifecycle="retired"), {}, ["m, which is retired", "Name a current model"]),
         (model(capabilities={"batch": NO}), {}, ["Message Batches API does not take m", "Name another model"]),
         (model(), {"max_tokens": 1_001}, ["max_tokens is 1,001", "1,000 tokens", "Lower max_tokens"]),

@@ -63,7 +63,7 @@ def test_a_busy_vendor_is_no_wrong_key() -> None:
     [
         (Model(id="m", lifecycle="active", max_tokens=9_000, max_input_tokens=90_000), "90,000 tokens of input, max_tokens up to 9,000"),
         (Model(id="m", lifecycle="active", capabilities={"structured_outputs": {"supported": False}}), "no structured outputs"),
-        (Model(id="m", lifecycle="active"), "the vendor knows it and tells no limits"),
+        (Model(id="m", lifecycle="active"), "the API knows it and tells no limits"),
     ],
 )
 def test_a_models_limits_in_a_line(model: Model, text: str) -> None:
