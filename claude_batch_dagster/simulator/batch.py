@@ -60,9 +60,9 @@ def processing_status(batch: Batch, now: float) -> str:
     return "in_progress" if batch.cancel_initiated_at is None else "canceling"
 
 
-def is_archived(batch: Batch, now: float) -> bool:
+def is_archived(batch: Batch, now: float, after_s: float = ARCHIVED_AFTER_S) -> bool:
     """Whether the results are no longer available."""
-    return now >= batch.created_at + ARCHIVED_AFTER_S
+    return now >= max(ended_at(batch), batch.created_at + after_s)
 
 
 def cancel(batch: Batch, now: float) -> Batch:
@@ -78,10 +78,10 @@ def final_outcome(batch: Batch, custom_id: str, outcome: str) -> str:
     return outcome
 
 
-def describe_batch(batch: Batch, now: float, base_url: str) -> dict[str, object]:
+def describe_batch(batch: Batch, now: float, base_url: str, archived_after_s: float = ARCHIVED_AFTER_S) -> dict[str, object]:
     """The MessageBatch object, all ten keys; the counts flip at the end."""
     ended = processing_status(batch, now) == "ended"
-    archived = is_archived(batch, now)
+    archived = is_archived(batch, now, archived_after_s)
     counts = {"processing": 0 if ended else batch.count} | {name: batch.tallies.get(name, 0) if ended else 0 for name in OUTCOMES}
     return {
         "id": batch.id,
@@ -91,7 +91,7 @@ def describe_batch(batch: Batch, now: float, base_url: str) -> dict[str, object]
         "ended_at": timestamp(ended_at(batch)) if ended else None,
         "created_at": timestamp(batch.created_at),
         "expires_at": timestamp(batch.created_at + EXPIRY_S),
-        "archived_at": timestamp(batch.created_at + ARCHIVED_AFTER_S) if archived else None,
+        "archived_at": timestamp(batch.created_at + archived_after_s) if archived else None,
         "cancel_initiated_at": None if batch.cancel_initiated_at is None else timestamp(batch.cancel_initiated_at),
         "results_url": f"{base_url}/v1/messages/batches/{batch.id}/results" if ended and not archived else None,
     }

@@ -8,7 +8,15 @@ from functools import partial
 
 from aiohttp import web
 
-from claude_batch_dagster.simulator.batch import Batch, describe_batch, ended_at, hold_back, is_archived, processing_status
+from claude_batch_dagster.simulator.batch import (
+    ARCHIVED_AFTER_S,
+    Batch,
+    describe_batch,
+    ended_at,
+    hold_back,
+    is_archived,
+    processing_status,
+)
 from claude_batch_dagster.simulator.books import Books
 from claude_batch_dagster.simulator.envelope import Item, read_envelope
 from claude_batch_dagster.simulator.faults import FaultBoard
@@ -72,7 +80,7 @@ class BatchesApi:
             page = batches[:limit]
         return web.json_response(
             {
-                "data": [describe_batch(batch, self._now(batch), _base_url(request)) for batch in page],
+                "data": [self._describe(batch, request) for batch in page],
                 "has_more": len(batches) > len(page),
                 "first_id": page[0].id if page else None,
                 "last_id": page[-1].id if page else None,
@@ -101,7 +109,7 @@ class BatchesApi:
         now = self._now(batch)
         if processing_status(batch, now) != "ended":
             raise not_found(f"Batch {batch.id} has no results yet: it is still processing.")
-        if is_archived(batch, now):
+        if is_archived(batch, now, self._archived_after_s()):
             raise not_found(f"Batch {batch.id} is archived, its results are no longer available.")
         response = web.StreamResponse(headers={"content-disposition": f'attachment; filename="{batch.id}_results.jsonl"'})
         response.enable_chunked_encoding()
@@ -171,7 +179,14 @@ class BatchesApi:
         return batch
 
     def _reply(self, batch: Batch, request: web.Request) -> web.Response:
-        return web.json_response(describe_batch(batch, self._now(batch), _base_url(request)))
+        return web.json_response(self._describe(batch, request))
+
+    def _describe(self, batch: Batch, request: web.Request) -> dict[str, object]:
+        return describe_batch(batch, self._now(batch), _base_url(request), self._archived_after_s())
+
+    def _archived_after_s(self) -> float:
+        after_s = self.faults.setting("archive")
+        return ARCHIVED_AFTER_S if after_s is None else after_s
 
     def _now(self, batch: Batch) -> float:
         return hold_back(batch, self.clock(), held_from=self.faults.setting("hold"))

@@ -19,7 +19,11 @@ ALL = float("inf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One switch. `kind`: before (the call does nothing), after (it does its work first), request (drawn per request), or setting."""
+    """One switch.
+
+    `kind`: before (the call does nothing), after (it does its work first), upload (before a create's body is read), results, request
+    (drawn per request), or setting.
+    """
 
     kind: str
     says: str
@@ -51,8 +55,9 @@ _LIMIT = "This request would exceed your organization's rate limit. Please try a
 _SPEND = "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC."
 
 FAULTS: Mapping[str, Fault] = {
-    # Calls, N times (default 1). The whole body is read first.
+    # Calls, N times (default 1). But for drop-upload the whole body is read first.
     "drop-before": Fault(kind="before", says="the connection is dropped without a reply, nothing is done"),
+    "drop-upload": Fault(kind="upload", says="the connection is dropped in the middle of a create's body, nothing is done"),
     "accept-then-drop": Fault(kind="after", says="the work is done, the connection is dropped without a reply"),
     "error-500-before": _reply("500, nothing is done", 500, "api_error", "Internal server error"),
     "error-500-after": _reply("the work is done, 500", 500, "api_error", "Internal server error", kind="after"),
@@ -65,6 +70,7 @@ FAULTS: Mapping[str, Fault] = {
     "403": _reply("permission error", 403, "permission_error", "Your API key does not have permission to use the specified resource."),
     "408": _reply("timeout, nothing is done", 408, "timeout_error", "The request timed out"),
     "409": _reply("conflict, nothing is done", 409, "conflict_error", "The request conflicts with another one"),
+    "413": _reply("too large, nothing is done", 413, "request_too_large", "Request exceeds the maximum size"),
     "307": _reply("redirect to the same address, nothing is done", 307, "api_error", "Moved", location=""),
     "spend-limit": _reply("own spend limit: a 400 known by its text", 400, "invalid_request_error", _SPEND),
     "spend-cap": _reply("spend cap: 429 with a code", 429, "rate_limit_error", _SPEND, code="enforced_spend_limit_reached"),
@@ -73,6 +79,7 @@ FAULTS: Mapping[str, Fault] = {
     "expire": _request("the request expires"),
     "errored-api": _request("errored with api_error"),
     "errored-overloaded": _request("errored with overloaded_error"),
+    "errored-timeout": _request("errored with timeout_error"),
     "truncated": _request("stops at max_tokens with half of its text"),
     "refusal": _request("succeeded with stop_reason refusal and no text"),
     "pause": _request("succeeded with stop_reason pause_turn"),
@@ -90,6 +97,7 @@ FAULTS: Mapping[str, Fault] = {
     "hold": Fault(kind="setting", says="no batch from the Nth on (default 1) ends while this is on; a canceled one does"),
     "long-answers": Fault(kind="setting", says="an answer needs N tokens: a smaller max_tokens cuts it (default 1000)", default=1000),
     "list-lag": Fault(kind="setting", says="a batch is listed N seconds after its creation (default 5)", default=5),
+    "archive": Fault(kind="setting", says="an ended batch is archived N seconds after its creation (default 0)", default=0),
     "clock-skew": Fault(kind="setting", says="the simulator's clock is N seconds ahead (default 3600)", default=3600),
     "queue-limit": Fault(kind="setting", says="a create that brings more than N unfinished requests gets a 429", default=100_000),
     "strict-create": Fault(kind="setting", says="invalid params refuse the batch at create, not the request at its end"),

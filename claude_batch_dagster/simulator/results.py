@@ -13,6 +13,11 @@ from claude_batch_dagster.simulator.question import Refusal, read_question
 from claude_batch_dagster.simulator.wire import derived_id, error_object
 
 _CHUNK_LINES = 500
+_ERRORS = {
+    "errored-api": ("api_error", "Internal server error"),
+    "errored-overloaded": ("overloaded_error", "Overloaded"),
+    "errored-timeout": ("timeout_error", "The request timed out"),
+}
 _VISIBLE = {"error_visibility": "user_facing"}
 
 
@@ -20,7 +25,7 @@ def judge_request(version: str, betas: frozenset[str], faults: Mapping[str, floa
     """How a request ends that nobody cancels."""
     if is_hit(faults, "expire", custom_id):
         return "expired"
-    if is_hit(faults, "errored-api", custom_id) or is_hit(faults, "errored-overloaded", custom_id):
+    if any(is_hit(faults, name, custom_id) for name in _ERRORS):
         return "errored"
     return "errored" if isinstance(read_question(params, version, betas, batch=True), Refusal) else "succeeded"
 
@@ -71,10 +76,9 @@ def _result(batch: Batch, entry: Entry, spoiling: Spoiling) -> dict[str, object]
 
 
 def _errored(batch: Batch, entry: Entry) -> dict[str, object]:
-    if is_hit(batch.faults, "errored-api", entry.custom_id):
-        return {"type": "errored", "error": error_object("api_error", "Internal server error", None)}
-    if is_hit(batch.faults, "errored-overloaded", entry.custom_id):
-        return {"type": "errored", "error": error_object("overloaded_error", "Overloaded", None)}
+    for name, (error_type, message) in _ERRORS.items():
+        if is_hit(batch.faults, name, entry.custom_id):
+            return {"type": "errored", "error": error_object(error_type, message, None)}
     refusal = read_question(entry.params, batch.version, frozenset(batch.betas), batch=True)
     if not isinstance(refusal, Refusal):
         raise RuntimeError(f"Batch {batch.id}, request {entry.custom_id}: judged errored at create, accepted now.")

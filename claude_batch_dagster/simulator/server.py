@@ -19,7 +19,7 @@ from claude_batch_dagster.simulator.books import Books
 from claude_batch_dagster.simulator.control import Control
 from claude_batch_dagster.simulator.envelope import MAX_BODY_BYTES
 from claude_batch_dagster.simulator.faults import Fault, FaultBoard
-from claude_batch_dagster.simulator.upload import BodyIncompleteError, receive_body
+from claude_batch_dagster.simulator.upload import BodyIncompleteError, receive_body, receive_half
 from claude_batch_dagster.simulator.wire import WireError, error_body, invalid_request, new_id
 
 SERVER = f"claude-batch-simulator/{VERSION}"
@@ -236,6 +236,9 @@ class Gate:
     async def _create(self, request: web.Request) -> web.StreamResponse:
         if delay_s := self.faults.setting("slow-upload"):
             await asyncio.sleep(delay_s)
+        if self.faults.strike("upload", "create"):
+            await receive_half(request)
+            return _drop(request)
         upload = await receive_body(request, self.books.spool, MAX_BODY_BYTES)
         with upload.file:
             if fault := self.faults.strike("before", "create"):

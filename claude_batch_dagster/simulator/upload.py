@@ -86,5 +86,19 @@ async def receive_small_body(request: web.Request, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
+async def receive_half(request: web.Request) -> None:
+    """Read a body up to its middle; the rest is left on the wire.
+
+    Raises:
+        BodyIncompleteError: the connection ended early.
+    """
+    left_bytes = (request.content_length or 0) // 2
+    try:
+        while left_bytes > 0 and (chunk := await request.content.read(left_bytes)):
+            left_bytes -= len(chunk)
+    except (aiohttp.ClientError, ConnectionError, HttpProcessingError) as error:
+        raise BodyIncompleteError from error
+
+
 def _too_large() -> WireError:
     return WireError(413, "request_too_large", "Request exceeds the maximum size")

@@ -48,18 +48,10 @@ def _find_obstacle(uri: str) -> str | None:
 
 
 def _find_local_obstacle(folder: Path) -> str | None:
-    made: list[Path] = []
     try:
-        for one in reversed([folder, *folder.parents]):
-            if not one.exists():
-                one.mkdir(exist_ok=True)
-                made.append(one)
-        tempfile.TemporaryFile(dir=folder).close()
+        # A folder that is missing is not made: to remove it again would take it from under a client that begins at the same moment.
+        place = next(one for one in (folder, *folder.parents) if one.exists())
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         return error.strerror or str(error)
-    finally:
-        for one in reversed(made):
-            # Not empty where somebody else began to work meanwhile.
-            with suppress(OSError):
-                one.rmdir()
     return None

@@ -256,6 +256,32 @@ def test_a_candidate_whose_results_are_gone_is_asked_about(
     assert len(simulator.batches()) == batches
 
 
+def test_a_shard_that_waits_for_a_key_is_not_sent_again_on_an_answer(bench: Bench, start_simulator: StartSimulator) -> None:
+    """The run asks for a key and nobody has looked for the batch: to send again could pay twice."""
+    simulator = start_simulator("accept-then-drop")
+    bench.start_worker(simulator, CLAUDE_BATCH_SETTLE_SECONDS="4")
+    entry = bench.stage(texts(2))
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+
+        async def lost() -> bool | None:
+            return bool(simulator.batches()) or None
+
+        await until(lost)
+        simulator.switch_on("401-from")
+        assert "ANTHROPIC_API_KEY" in (await asked(driver, handle)).questions[0]
+        with pytest.raises(UsageError, match="still being settled"):
+            await answer(bench, entry, Choice.RESEND, 0)
+        simulator.clear()
+        await answer(bench, entry, Choice.RESUME)
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 2}
+    assert bench.kinds(entry) == {(1, 0): SENT_AND_COLLECTED}
+    assert len(simulator.batches()) == 1
+
+
 def test_a_person_adopts_only_what_its_results_prove(bench: Bench, start_simulator: StartSimulator) -> None:
     """The list lags longer than the run waits, three times; then somebody finds a batch in the Console."""
     simulator = start_simulator("accept-then-drop=3", "list-lag=600", seconds=0.2)

@@ -23,7 +23,7 @@ def batches(simulator):
     return len(simulator.call("GET", "/simulator/books").json["batches"])
 
 
-@pytest.mark.parametrize(("name", "created"), [("accept-then-drop", 1), ("drop-before", 0)])
+@pytest.mark.parametrize(("name", "created"), [("accept-then-drop", 1), ("drop-before", 0), ("drop-upload", 0)])
 def test_connection_is_dropped_without_a_reply(start, ask, name, created):
     simulator = start(name)
     with pytest.raises(RemoteDisconnected):
@@ -46,6 +46,7 @@ def test_connection_is_dropped_without_a_reply(start, ask, name, created):
         ("408", 408, "timeout_error", 0),
         ("409", 409, "conflict_error", 0),
         ("307", 307, "api_error", 0),
+        ("413", 413, "request_too_large", 0),
         ("spend-limit", 400, "invalid_request_error", 0),
         ("spend-cap", 429, "rate_limit_error", 0),
     ],
@@ -94,7 +95,12 @@ def test_results_are_cut_in_mid_line_once(start, ask):
 
 @pytest.mark.parametrize(
     ("name", "kind", "error"),
-    [("expire", "expired", None), ("errored-api", "errored", "api_error"), ("errored-overloaded", "errored", "overloaded_error")],
+    [
+        ("expire", "expired", None),
+        ("errored-api", "errored", "api_error"),
+        ("errored-overloaded", "errored", "overloaded_error"),
+        ("errored-timeout", "errored", "timeout_error"),
+    ],
 )
 def test_share_of_the_requests_ends_badly_and_a_new_tag_draws_anew(start, ask, name, kind, error):
     simulator = start(f"{name}=0.3")
@@ -191,6 +197,18 @@ def test_long_answers_are_cut_where_max_tokens_is_smaller(start, ask):
     results = simulator.ended([ask("a", max_tokens=199), ask("b", max_tokens=200)])
     assert [results[name]["message"]["stop_reason"] for name in ("a", "b")] == ["max_tokens", "end_turn"]
     assert results["a"]["message"]["usage"]["output_tokens"] == 199
+
+
+def test_ended_batches_are_archived_early(start, ask):
+    simulator = start("archive=12")
+    batch = simulator.create([ask("a")])["id"]
+    simulator.clock.now += 11
+    assert simulator.call("GET", f"{PATH}/{batch}/results").status == 200
+    simulator.clock.now += 1.5
+    found, listed = simulator.call("GET", f"{PATH}/{batch}").json, simulator.call("GET", PATH).json["data"][0]
+    assert found["archived_at"] == listed["archived_at"] is not None
+    assert (found["processing_status"], found["results_url"]) == ("ended", None)
+    assert simulator.call("GET", f"{PATH}/{batch}/results").status == 404
 
 
 def test_slow_upload_still_creates(start, ask):

@@ -1,5 +1,6 @@
 """A job whose answers could not be kept is refused before it is planned, by either face: `run_job` itself looks."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,14 @@ def test_nothing_is_left_behind_where_all_can_be_written(lake: Any) -> None:
     before = sorted(lake.folder.rglob("*"))
     check_writable(lake.job())
     assert sorted(lake.folder.rglob("*")) == before
+
+
+def test_clients_that_begin_at_the_same_moment_do_not_refuse_each_other(lake: Any) -> None:
+    lake.texts("a")
+    jobs = [lake.job(root=str(lake.folder / f"new-{number}" / "root")) for number in range(100)]
+    with ThreadPoolExecutor(8) as clients:
+        for job in jobs:
+            list(clients.map(check_writable, [job] * 8))
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_planned(lake: Any) -> None:
