@@ -59,7 +59,7 @@ class BatchRunWorkflow:
         self._steps.shards = state.shards
         self._next_shard = state.next_shard
         self._live = {live.shard: live.batch_id for live in state.live}
-        self._parked: dict[int | str, str] = {parked.shard: parked.question for parked in state.parked if parked.shard not in self._live}
+        self._parked: dict[int | str, ParkedShard] = {parked.shard: parked for parked in state.parked if parked.shard not in self._live}
         self._strays = {stray.batch_id: stray for stray in state.strays}
         self._submitted = state.submitted
         self._collected = state.collected
@@ -103,7 +103,7 @@ class BatchRunWorkflow:
             collected=self._collected,
             in_progress=len(self._live),
             counts=self._counts,
-            parked=self._list_parked(),
+            parked=tuple(self._parked.values()),
             question=self._question,
             note=self._note,
         )
@@ -177,7 +177,7 @@ class BatchRunWorkflow:
             if settled.again:
                 continue
             if settled.question is not None:
-                self._parked[shard] = settled.question
+                self._parked[shard] = ParkedShard(shard=shard, question=settled.question, undecided=True)
             elif settled.batch_id is not None:
                 await self._take_batch(shard, settled.batch_id)
             return
@@ -253,7 +253,8 @@ class BatchRunWorkflow:
             return
         text = _tell_cause(error)
         if _find_kind(error) in MENDED_BY_PEOPLE:
-            self._parked[work] = self._ask_to_mend(text)
+            shard = self._strays[work].shard if isinstance(work, str) else work
+            self._parked[work] = ParkedShard(shard=shard, question=self._ask_to_mend(text))
             self._paused = True
         elif self._failure is not None or self._canceling:
             workflow.logger.warning("%s", text)
@@ -270,7 +271,7 @@ class BatchRunWorkflow:
         self._rest_closed = True
         self._paused = False
         self._next_shard = self._steps.shards
-        self._parked = {work: question for work, question in self._parked.items() if isinstance(work, str)}
+        self._parked = {work: parked for work, parked in self._parked.items() if isinstance(work, str)}
         if self._canceling:
             await self._cancel_at_vendor([live.batch_id for live in found])
         for live in closed.live:
@@ -400,10 +401,6 @@ class BatchRunWorkflow:
             failure=self._failure,
             max_in_flight_batches=self._max_in_flight,
         )
-
-    def _list_parked(self) -> tuple[ParkedShard, ...]:
-        shards = {work: self._strays[work].shard if isinstance(work, str) else work for work in self._parked}
-        return tuple(ParkedShard(shard=shards[work], question=question) for work, question in self._parked.items())
 
     def _say_note(self) -> None:
         if self._canceling and not (self._parked or self._question):

@@ -93,7 +93,7 @@ def run(known: Known, /, *, detach: bool, as_json: bool, **arguments: Any) -> in
 
     with Signals(say_last) as signals, reach as connection:
         try:
-            result = run_job(job, connection, view, detach=detach, confirm=confirm_above(view, job), on_admitted=known.name_run)
+            result = run_job(job, connection, view, detach=detach, confirm=confirm_above(view, job, known), on_admitted=known.name_run)
         except KeyboardInterrupt:
             leave_run(signals, view, reach, connection, known)
             raise
@@ -157,7 +157,7 @@ class NotConfirmedError(click.ClickException):
     """A person said no; exit code 1."""
 
 
-def confirm_above(view: ProgressView, job: "Job") -> "Callable[[Plan], bool] | None":
+def confirm_above(view: ProgressView, job: "Job", known: Known) -> "Callable[[Plan], bool] | None":
     """Return what asks a person before much is spent, None where nobody sits at a terminal, a cap was given, or nothing is paid."""
     if job.endpoint == SIMULATOR or job.max_cost_usd is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
@@ -169,6 +169,9 @@ def confirm_above(view: ProgressView, job: "Job") -> "Callable[[Plan], bool] | N
         view.close()
         click.echo("\n".join(question_lines(job, found)), err=True)
         if ask_line("Send them? [y/N] ") not in ("y", "yes"):
+            if known.entry is not None:
+                # What the source had before it changed is paid for, and is written.
+                return False
             raise NotConfirmedError(
                 f"Not confirmed: none of {count(found.total.asked, 'request')} was sent. Nothing was written. "
                 "Try a few rows first (--limit 20), or say what may be spent (--max-cost-usd X)."

@@ -44,10 +44,15 @@ class Stray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedShard:
-    """A shard that waits for a person."""
+    """A shard that waits for a person.
+
+    Attributes:
+        undecided: Whether a person says what became of it; else what stopped it is to be mended, and it goes on by itself.
+    """
 
     shard: int
     question: str
+    undecided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,11 +74,15 @@ async def _answer(connection: Connection, store: Store, entry: LogEntry, choice:
         return f"Batch run {entry.label} looks again now."
     told = await _ask_progress(client, entry)
     round_number = last_round(store, entry).round
+    undecided = [parked.shard for parked in told.parked if parked.undecided and told.round == round_number]
+    if shard is None and len(undecided) == 1:
+        # Others of which nobody knows the end are just being sent, or settled.
+        (shard,) = undecided
     shard, slot = _find_shard(store, entry, round_number, shard)
     if choice is Choice.ADOPT:
         said = await _adopt(client, connection, store, entry, round_number, shard, batch_id or "")
     else:
-        if choice is Choice.RESEND and shard not in [parked.shard for parked in told.parked]:
+        if choice is Choice.RESEND and shard not in undecided:
             raise UsageError(
                 f"Shard {shard} of batch run {entry.label} is still being settled: sending it again now could pay twice. Nothing was changed. "
                 f"Wait until it asks: claude-batch status {entry.label}"

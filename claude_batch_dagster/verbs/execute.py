@@ -21,7 +21,7 @@ from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
-from claude_batch_dagster.core.errors import RootError, RunError, TransientError
+from claude_batch_dagster.core.errors import RootError, RunError, TemporalUnavailableError, TransientError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry, Owner
 from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.plans import read_done
@@ -97,7 +97,7 @@ class Watch:
                 await self._look_at_workflow(run, now_s, has_worker=has_worker)
         except RPCError as error:
             # The server may be restarting; the run goes on there, and the next look tells.
-            self._note_once(f"Temporal does not answer ({error.status.name}); still waiting.")
+            self.note_once(f"Temporal does not answer ({error.status.name}); still waiting.")
 
     async def _look_at_workflow(self, run: Watched, now_s: float, *, has_worker: bool) -> None:
         handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
@@ -124,12 +124,12 @@ class Watch:
             await self._drain(run, status)
 
     async def _drain(self, run: Watched, status: WorkflowExecutionStatus | None) -> None:
+        await start_run(self.client, self.connection, self.store, run.entry, Mode.DRAIN)
         run.idle_since_s = run.progress = None
         run.drained = True
         what = "no workflow" if status is None else f"a workflow that is {status.name.lower()}"
         why = f" ({run.failure})" if run.failure else ""
         self.notes.append(f"Batch run {run.entry.label} is open and has {what}{why}: what it left is settled, nothing is bought for it.")
-        await start_run(self.client, self.connection, self.store, run.entry, Mode.DRAIN)
 
     async def _look_for_worker(self, now_s: float) -> bool:
         request = DescribeTaskQueueRequest(
@@ -141,7 +141,7 @@ class Watch:
         if found.pollers:
             self._worker_seen_s = now_s
         elif now_s - self._worker_seen_s >= NO_WORKER_AFTER_S:
-            self._note_once(_explain_no_worker(self.connection))
+            self.note_once(_explain_no_worker(self.connection))
         return bool(found.pollers)
 
     def _read_done(self, run: Watched) -> DoneRecord | None:
@@ -149,15 +149,16 @@ class Watch:
             return read_done(self.store, run.entry.number)
         except TransientError as error:
             # The run goes on in its worker; a later look tells.
-            self._note_once(f"{error} Still waiting.")
+            self.note_once(f"{error} Still waiting.")
             return None
 
     def ask_once(self, run: Watched) -> None:
         """Note the questions of a run that were not noted yet."""
         for question in run.progress.questions if run.progress else ():
-            self._note_once(f"{run.entry.label} waits for an answer: {question}")
+            self.note_once(f"{run.entry.label} waits for an answer: {question}")
 
-    def _note_once(self, text: str) -> None:
+    def note_once(self, text: str) -> None:
+        """Note a line, unless it was noted before."""
         if text not in self._said:
             self._said.add(text)
             self.notes.append(text)
@@ -211,6 +212,7 @@ async def cancel_run(
 
     Raises:
         RunError: Terminal. The run cannot be settled; its workflow says why.
+        TemporalUnavailableError: Transient. The request could not be delivered.
     """
     began_s = time.monotonic()
     watch = await open_watch(connection, store, [entry], drain_after_s=0)
@@ -233,11 +235,21 @@ async def cancel_run(
             if run.progress is None:
                 requested = False
             elif not requested:
-                requested = await _request_cancel(handle)
+                try:
+                    requested = await _request_cancel(handle)
+                except RPCError as error:
+                    watch.note_once(f"Temporal does not take the request to cancel ({error.status.name}); it is made again.")
             await asyncio.sleep(LOOK_EVERY_S)
     finally:
         if run.done is None and not requested:
-            await _request_cancel(handle)
+            try:
+                await _request_cancel(handle)
+            except RPCError as error:
+                raise TemporalUnavailableError(
+                    f"Temporal does not take the request to cancel batch run {entry.label} ({error.status.name}): the run goes on. "
+                    f"Once the server answers: claude-batch cancel {entry.label}",
+                    run=entry.label,
+                ) from error
 
 
 def _explain_no_worker(connection: Connection) -> str:

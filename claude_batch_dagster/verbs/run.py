@@ -118,6 +118,17 @@ def cancel_run(
     return asyncio.run(execute.cancel_run(connection, store, entry, timeout_s=timeout_s, on_note=on_note))
 
 
+class _DeclinedError(UsageError):
+    """A person said no to a plan."""
+
+
+def _find_cost(entry: LogEntry, done: DoneRecord | None) -> int:
+    """Return what a run cost; the worst case of one that is not over, or whose model has no price."""
+    if done is not None and done.cost_nano_usd is not None:
+        return done.cost_nano_usd
+    return entry.cost_nano_usd.worst or 0
+
+
 @dataclass(slots=True)
 class _Runner:
     job: Job
@@ -130,6 +141,7 @@ class _Runner:
     own: list[tuple[LogEntry, DoneRecord | None]] = field(default_factory=list)
     waited: list[str] = field(default_factory=list)
     first: Plan | None = None
+    last: Plan | None = None
     gave_up: bool = False
     left: list[str] = field(default_factory=list)
 
@@ -142,7 +154,7 @@ class _Runner:
         for _ in range(MAX_PLANS):
             try:
                 plan = self._plan()
-            except CostError as error:
+            except (CostError, _DeclinedError) as error:
                 if not self.own:
                     raise
                 # What was asked is paid: it is published, and what came in meanwhile is left for later.
@@ -191,13 +203,16 @@ class _Runner:
 
         plan = plan_job(self.job, concluded_runs=[entry.run_id for entry, _ in self.own], waited_runs=self.waited, on_rows=on_rows)
         check_cap(self.job, plan, self._reserved_nano_usd())
-        if self.first is None:
-            self.first = plan
+        self.first = self.first or plan
+        self.last = plan
         left_out = [f"Left out: {reason}" for reason in plan.bad_partitions.values()]
         self._report(replace(self._planned("plan", plan.total), message=" ".join(left_out) or None))
         if plan.total.asked and self.confirm is not None and not self.confirm(plan):
-            raise UsageError(
-                f"Not confirmed: none of {plan.total.asked:,} {'request' if plan.total.asked == 1 else 'requests'} was sent. Nothing was written. To send them without a question: --max-cost-usd X."
+            requests = f"{plan.total.asked:,} {'request' if plan.total.asked == 1 else 'requests'}"
+            if self.own:
+                raise _DeclinedError(f"Not confirmed: {requests} more, nothing of it was sent. Its rows are pending. Run again to ask about them.")
+            raise _DeclinedError(
+                f"Not confirmed: none of {requests} was sent. Nothing was written. To send them without a question: --max-cost-usd X."
             )
         return plan
 
@@ -244,15 +259,18 @@ class _Runner:
             raise RunError(f"Batch run {own.label} failed: {reason or 'no reason was recorded'}", run=own.label)
 
     def _reserved_nano_usd(self) -> int:
-        return sum(entry.cost_nano_usd.worst or 0 for entry, _ in self.own)
+        """Return what own runs cost: a further round may have cost more than the worst case, which asks each request once."""
+        return sum(_find_cost(entry, done) for entry, done in self.own)
 
     def _publish(self, plan: Plan) -> JobResult:
         self._report(self._planned("publish", plan.total))
-        partitions = list(dict.fromkeys(partition for _, partition in plan.tallies))
+        last = self.last or plan
+        # A source that changed may have more of them by now.
+        partitions = list(dict.fromkeys(partition for _, partition in (*plan.tallies, *last.tallies)))
         own_batch_ids = frozenset(batch_id for entry, _ in self.own for batch_id in batch_ids(list_submissions(self.store, entry.run_id)))
         label = self.own[-1][0].label if self.own else None
         published = publish_job(self.job, partitions, run=label, limit=plan.limit, own_batch_ids=own_batch_ids)
-        return self._result(plan, published.outputs, {**plan.bad_partitions, **published.failed_partitions}, detached=False)
+        return self._result(plan, published.outputs, {**last.bad_partitions, **published.failed_partitions}, detached=False)
 
     def _result(self, plan: Plan, outputs: tuple[PublishedOutput, ...], failed: dict[str, str], *, detached: bool) -> JobResult:
         last = self.own[-1][0] if self.own else None
