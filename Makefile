@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Processes of the suites that mostly wait for servers.
-WORKERS ?= 2
+# Processes of the suites that mostly wait for servers: three keep two cores busy.
+WORKERS ?= 3
 # Of `make chaos`; without a seed one is drawn, and printed.
 ROUNDS ?= 20
 SEED ?=
@@ -55,16 +55,16 @@ model: $(STAMP) ## every interleaving of the money path within bounds, each safe
 	$(call suite)
 
 integration: $(STAMP) ## a real Temporal server, the simulator over HTTP, Dagster in process
-	$(call suite,-n $(WORKERS))
+	$(call suite,-n $(WORKERS) --dist worksteal)
 
 fault: $(STAMP) ## one file per failure: kills, lost replies, full disks
-	$(call suite,-n $(WORKERS))
+	$(call suite,-n $(WORKERS) --dist worksteal)
 
 chaos: $(STAMP) ## ROUNDS=20 SEED=n: random kills, cuts and vendor faults, judged by the vendor's books
 	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 docs: $(STAMP) ## every command and code block of README and docs, and whether the generated pages are current
-	$(call suite,-n $(WORKERS))
+	$(call suite,-n $(WORKERS) --dist worksteal)
 
 docs-reference: $(STAMP) ## write docs/reference.md, docs/api.md and docs/errors.md from the code
 	@$(BIN)/python docs/generate.py

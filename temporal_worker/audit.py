@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from claude_batch_dagster.core.errors import RefusedError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.recovery_contract import RESULTS_KEPT, AuditedBatch, AuditInput, AuditReport
+from claude_batch_dagster.core.response import iter_result_lines
 from claude_batch_dagster.core.submission import Accepted
 from claude_batch_dagster.storage.plans import list_strays, list_submissions, read_done, read_entries
 from claude_batch_dagster.storage.recovered import count_stored, list_stored
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.twice import count_answered_twice
-from temporal_worker.harvest import check_root, iter_result_lines, read_custom_id
+from temporal_worker.harvest import check_root, read_custom_id
 from temporal_worker.vendor import Batch
 
 if TYPE_CHECKING:

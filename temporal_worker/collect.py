@@ -18,8 +18,9 @@ from claude_batch_dagster.core.request import parse_custom_id, short_name
 from claude_batch_dagster.core.response import Decoder, PriceUsage, Response, read_result_line
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAwait, Mode, Settled, next_step
+from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, read_shard, read_submission, read_task
-from claude_batch_dagster.storage.responses import write_responses
+from claude_batch_dagster.storage.responses import Answers, responses_path, write_responses
 from claude_batch_dagster.storage.store import Store
 from temporal_worker.root import OpenRoot, check_endpoint, open_root
 from temporal_worker.vendor import Batch
@@ -51,7 +52,7 @@ class Collector:
 
         Args:
             batch: The batch and its shard.
-            ended: As the vendor tells it; where it is archived, the shard's requests end without a result.
+            ended: As the vendor tells it; where it is archived, the shard's requests end without a result, unless they are stored already.
             report: Told what is being done; it may raise to stop the work, which loses nothing.
 
         Raises:
@@ -165,6 +166,10 @@ class _Tally:
             ("unpriced", int(response.cost_nano_usd is None)),
         ):
             self.sums[name] = self.sums.get(name, 0) + value
+
+    def keep(self, stored: dict[str, int]) -> None:
+        for outcome, requests in stored.items():
+            self.by_outcome[outcome] = self.by_outcome.get(outcome, 0) + requests
 
 
 class _Responses(Sequence[Response]):
@@ -289,6 +294,10 @@ def _store_responses(
             places = array("i", (place for place, task_number in enumerate(expected.tasks) if task_number == number))
             if not places:
                 continue
+            if results.spool is None and root.store.exists(responses_path(root.record.endpoint, task.task_key, batch.batch_id)):
+                # Collected before its results were gone, by somebody who died before the shard was closed.
+                tally.keep(_count_stored(root, batch, task.task_key, [keys[place] for place in places]))
+                continue
             report(f"Batch {batch.batch_id} ended: storing {len(places):,} responses of {task.name}")
             write_responses(
                 root.store,
@@ -308,6 +317,12 @@ def _store_responses(
             "The shard stays open. This is a bug in claude-batch-dagster, please report it."
         )
     return Counts(by_outcome=dict(tally.by_outcome), **tally.sums)
+
+
+def _count_stored(root: OpenRoot, batch: BatchInput, task_key: str, custom_ids: Sequence[str]) -> dict[str, int]:
+    stored = Answers(root.store, root.record.endpoint, task_key, batch_ids=(batch.batch_id,))
+    counts = stored.count_outcomes(pack_keys([bytes.fromhex(parse_custom_id(custom_id).request_key) for custom_id in custom_ids]))
+    return {outcome: requests for outcome, requests in counts.items() if requests}
 
 
 def _close_shard(root: OpenRoot, batch: BatchInput) -> None:

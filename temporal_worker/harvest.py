@@ -6,7 +6,7 @@ asked. Only wanted lines are spooled, so memory holds their keys and one block o
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
@@ -16,10 +16,20 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 from claude_batch_dagster.core.contract import Counts
 from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, VendorUnavailableError
 from claude_batch_dagster.core.recovery_contract import RESULTS_KEPT, HarvestStep, RecoverInput, WantedTask
-from claude_batch_dagster.core.request import KEY_BYTES, CustomId, parse_custom_id
-from claude_batch_dagster.core.response import Decoder, PriceUsage, Response, read_result_line
+from claude_batch_dagster.core.request import KEY_BYTES, CustomId, parse_custom_id, submission_tag
+from claude_batch_dagster.core.response import Decoder, PriceUsage, Response, iter_result_lines, read_result_line
 from claude_batch_dagster.storage.keys import Keys, KeySet, pack_keys
-from claude_batch_dagster.storage.plans import batch_ids, list_strays, list_submissions, pin_workspace, read_log, read_root, read_task
+from claude_batch_dagster.storage.plans import (
+    batch_ids,
+    last_round,
+    list_strays,
+    list_submissions,
+    pin_workspace,
+    read_log,
+    read_root,
+    read_round,
+    read_task,
+)
 from claude_batch_dagster.storage.recovered import (
     RecoveryState,
     count_stored,
@@ -155,14 +165,14 @@ def check_root(store: Store, batches: "Batches") -> str:
     return endpoint
 
 
-def iter_result_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a results file, which has no line break at its end."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line for line in lines if line.strip())
-    if rest.strip():
-        yield rest
+def _list_open_tags(store: Store) -> set[str]:
+    """Return the tags of all submissions of open runs."""
+    tags: set[str] = set()
+    for entry in read_log(store).open:
+        for number in range(1, last_round(store, entry).round + 1):
+            current = read_round(store, entry, number)
+            tags.update(submission_tag(entry.run_id, number, shard) for shard in range(len(current.shards) if current else 0))
+    return tags
 
 
 def read_custom_id(line: bytes) -> CustomId | None:
@@ -228,6 +238,7 @@ class _Read:
 
     lines: int = 0
     ours: int = 0
+    tags: set[str] = field(default_factory=set)
     picked: dict[str, _Picked] = field(default_factory=dict)
     elsewhere: dict[str, int] = field(default_factory=dict)
 
@@ -271,6 +282,10 @@ class _Stretch:
             for name, number in read.elsewhere.items():
                 names = self.state.harvest.other_names
                 names[name] = names.get(name, 0) + number
+            if read.tags & _list_open_tags(self.store):
+                # Its run is about to find it, and collects it whole.
+                self._count("left_to_runs")
+                return
             if not any(picked.places for picked in read.picked.values()):
                 self._count("other")
                 return
@@ -332,6 +347,7 @@ class _Stretch:
                 ids = [read_custom_id(line) for line in block]
                 read.lines += len(block)
                 read.ours += len(block) - ids.count(None)
+                read.tags.update(custom_id.tag for custom_id in ids if custom_id is not None)
                 if not read.ours:
                     raise NotOursError
                 wanted, elsewhere = self.wanted.pick(ids)

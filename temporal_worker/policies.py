@@ -68,7 +68,7 @@ POLICIES: dict[str, ActivityPolicy] = {
     "adopt_batch": ActivityPolicy(start_to_close_s=1_800, schedule_to_close_s=1_800, attempts=5),
     # The vendor keeps results for 29 days; its outages and ours are waited out. Not yet ended is a failure with a pause of its own.
     "see_through": ActivityPolicy(start_to_close_s=7_200, schedule_to_close_s=29 * 86_400, first_retry_s=5, backoff=1),
-    "cancel_batches": ActivityPolicy(start_to_close_s=600, attempts=20),
+    "cancel_batches": ActivityPolicy(start_to_close_s=600),
     "close_shards": ActivityPolicy(start_to_close_s=1_800),
     "open_round": ActivityPolicy(start_to_close_s=7_200),
     "finish_run": ActivityPolicy(start_to_close_s=7_200),

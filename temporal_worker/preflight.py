@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError
+from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, SpendLimitError
 from claude_batch_dagster.core.models import FULL_PRICE
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.records import ModelUsage, PreflightRecord, PreflightRef, TriedRecord
@@ -78,7 +78,7 @@ class Preflights:
         reach("preflight.before")
         try:
             message = self.batches.ask(params)
-        except CredentialsError as error:
+        except (CredentialsError, SpendLimitError) as error:
             return f"{error} {NOTHING_SENT}"
         except RefusedError as error:
             return f"{error} {NOTHING_SENT} {_advise(error)}"
@@ -140,8 +140,6 @@ def _explain(answered: Response, usage: ModelUsage | None) -> str:
 
 def _advise(error: RefusedError) -> str:
     match error.context.get("status"):
-        case 402 | 429:
-            return "Raise the limit in the Console, then run again."
         case 504:
             return "Run again, or lower effort; to send without a try: --no-preflight."
         case _:

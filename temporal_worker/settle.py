@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from claude_batch_dagster.core.contract import AdoptInput, Candidates, DoubtInput, Submitted
 from claude_batch_dagster.core.errors import RefusedError, RunError
-from claude_batch_dagster.core.response import read_result_line
+from claude_batch_dagster.core.response import iter_result_lines, read_result_line
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id
 from claude_batch_dagster.core.submission import (
     Accepted,
@@ -126,16 +126,17 @@ class Settler:
                         return self._write(root, doubt, Accepted(id=batch_id, created_at=created_at, by=Evidence.PROOF))
                 case None:
                     unreadable.append(batch_id)
-        slow = [batch for batch in running if batch.age_s > LONGEST_BATCH_S]
+        # What may still prove itself comes before a question: whoever answers one must not find the batch afterwards.
+        near = [batch for batch in running if batch.age_s <= LONGEST_BATCH_S]
+        if near:
+            return min(near, key=lambda batch: batch.age_s)
         if unreadable:
             return Submitted(question=_ask(root, doubt.shard, f"Its batch may be {_join(unreadable)}, whose results cannot be read."))
-        if slow:
+        if running:
             hours = LONGEST_BATCH_S / 3_600
             return Submitted(
-                question=_ask(root, doubt.shard, f"Its batch may be {_join(b.id for b in slow)}, in progress for over {hours:.0f} h.")
+                question=_ask(root, doubt.shard, f"Its batch may be {_join(b.id for b in running)}, in progress for over {hours:.0f} h.")
             )
-        if running:
-            return min(running, key=lambda batch: batch.age_s)
         return self._write(root, doubt, NotAccepted(why="the list of batches has none that could be it", how=How.RECONCILED))
 
     def adopt(self, adopt: AdoptInput) -> str:
@@ -193,7 +194,7 @@ class Settler:
 
         def custom_ids(chunks: Iterable[bytes]) -> Iterator[str]:
             nonlocal lines
-            for line in _split_lines(chunks):
+            for line in iter_result_lines(chunks):
                 with suppress(ValueError):
                     yield read_result_line(line).custom_id
                     lines += 1
@@ -223,12 +224,3 @@ def _ask(root: OpenRoot, shard: int, found: str) -> str:
 
 def _join(batch_ids: Iterable[str]) -> str:
     return " or ".join(batch_ids)
-
-
-def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line for line in lines if line.strip())
-    if rest.strip():
-        yield rest

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TOO_LARGE = 413
 SEND_S_PER_MB = 1.0
 RECORD_TRIES = 8
 RECORD_FIRST_PAUSE_S = 0.5
@@ -155,7 +156,9 @@ class Submitter:
                 self._record(root, shard, slot + 1, NotAccepted(why=str(error), how=how))
                 raise _name_shard(error, root.entry, shard, body)
             case UnknownOutcome(why=why):
-                log.warning("shard %d of batch run %s was sent, and %s: it is looked for in the list of batches", shard.shard, root.entry.label, why)
+                log.warning(
+                    "shard %d of batch run %s was sent, and %s: it is looked for in the list of batches", shard.shard, root.entry.label, why
+                )
                 return Submitted(doubt=Doubt(slot=slot + 1, wait_s=settle_s))
             case _:
                 assert_never(result)
@@ -172,6 +175,9 @@ class Submitter:
         told = records[slot]
         if isinstance(told, Accepted) and told.id == batch.id:
             return Submitted(batch_id=batch.id)
+        if any(isinstance(record, Accepted) and record.id == batch.id for record in records):
+            # Proved to be the shard's, in a later slot: somebody waits for it.
+            return Submitted(again=True)
         # The submission was settled while its reply was under way. The batch is ours by reply, and nobody waits for it.
         log.warning(
             "batch %s of batch run %s came after its shard was settled without it: it is canceled, what it answers is kept",
@@ -231,6 +237,8 @@ def _name_shard(error: ClaudeBatchError, entry: LogEntry, shard: ShardInput, bod
     text = (
         f"Shard {shard.shard} of batch run {entry.label} ({body.requests:,} requests, {body.body_bytes:,} bytes) was not created. {error}"
     )
+    if error.context.get("status") == TOO_LARGE:
+        text += " A body of this size does not pass: lower max_requests_per_batch."
     if isinstance(error, TransientError):
         return type(error)(text, retry_after_s=error.retry_after_s, **error.context)
     return type(error)(text, **error.context)

@@ -111,7 +111,7 @@ class BatchRunWorkflow:
     @workflow.signal(name=LOOK_AGAIN_SIGNAL)
     def look_again(self) -> None:
         """Look at once at what waits for a person: they answered."""
-        self._answered = True
+        self._answered, self._look_again_s = True, FIRST_LOOK_AGAIN_S
 
     @property
     def _buys(self) -> bool:
@@ -264,19 +264,22 @@ class BatchRunWorkflow:
                 self._tasks[shard].cancel()
 
     async def _close_rest(self) -> None:
+        before = set(self._live)
         closed = await self._insist(lambda: self._steps.close_shards(CloseReason.CANCELED if self._canceling else CloseReason.DRAINED))
-        found = [live for live in closed.live if live.shard not in self._live]
+        # What ended meanwhile was collected, or was parked and is taken up below.
+        self._reap()
+        found = [live for live in closed.live if live.shard not in self._live and live.shard not in before]
         self._submitted += len(found)
-        self._live |= {live.shard: live.batch_id for live in closed.live}
+        self._live |= {live.shard: live.batch_id for live in found}
         self._rest_closed = True
         self._paused = False
         self._next_shard = self._steps.shards
         self._parked = {work: parked for work, parked in self._parked.items() if isinstance(work, str)}
         if self._canceling:
             await self._cancel_at_vendor([live.batch_id for live in found])
-        for live in closed.live:
-            if live.shard not in self._tasks:
-                self._start(live.shard, self._see_through(live.shard))
+        for shard in self._live:
+            if shard not in self._tasks:
+                self._start(shard, self._see_through(shard))
         for shard in closed.unknown:
             if shard not in self._tasks:
                 self._start(shard, self._drive(shard))
@@ -370,7 +373,7 @@ class BatchRunWorkflow:
         if not batch_ids:
             return
         try:
-            await self._steps.cancel(batch_ids)
+            await self._insist(lambda: self._steps.cancel(batch_ids))
         except ActivityError as error:
             workflow.logger.warning("%d batches could not be canceled, they are collected as they end: %s", len(batch_ids), error.cause)
 
@@ -407,10 +410,10 @@ class BatchRunWorkflow:
             self._note = "canceling: batches are stopped, what they answered is kept"
         elif self._failure is not None:
             self._note = "nothing more is sent, what was sent is collected"
-        elif self._run.mode is Mode.DRAIN:
-            self._note = "settling what is open, buying nothing"
         elif self._parked or self._question:
             self._note = "waiting for a person"
+        elif self._run.mode is Mode.DRAIN:
+            self._note = "settling what is open, buying nothing"
         elif self._settling:
             self._note = "finding out whether a batch was created: its reply got lost"
         else:

@@ -20,6 +20,7 @@ from claude_batch_dagster.embedded import stack_folder, stop_stack
 from claude_batch_dagster.embedded.folder import Folder
 from claude_batch_dagster.storage.plans import read_done, read_entries
 from claude_batch_dagster.storage.store import Store
+from tests.prefork import popen
 
 PROGRAM = Path(sys.executable).with_name("claude-batch")
 ROWS = 12
@@ -39,14 +40,13 @@ class Shell:
         )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        return popen(
             [PROGRAM, *arguments],
             cwd=self.folder,
             env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def type(self, *arguments: str, code: int = 0) -> str:
@@ -177,7 +177,7 @@ def held_simulator(shell: Shell) -> Iterator[None]:
 
 def run_simulator(shell: Shell, *arguments: str) -> Iterator[None]:
     command = [sys.executable, "-m", "claude_batch_dagster.simulator", "--port", "0", "--books", str(shell.folder / "books")]
-    process = subprocess.Popen([*command, *arguments, "--exit-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = popen([*command, *arguments, "--exit-with-parent"], env=os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     url = process.stdout.readline().split()[-1]
     shell.environ |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "any", "CLAUDE_BATCH_POLL_SECONDS": "0.5"}

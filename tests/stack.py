@@ -32,12 +32,13 @@ from claude_batch_dagster.storage.keys import OwnedKeys, owned_keys_path, pack_k
 from claude_batch_dagster.storage.plans import admit_entry, list_submissions, pin_root, read_done
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
+from tests.prefork import popen
 
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[1]
 TEMPORAL = Path(sys.executable).parent / "temporal"
-START_S = 30.0
+START_S = 90.0
 END_S = 120.0
 HISTORIES = Path(__file__).parent / "integration" / "histories"
 # RECORD_HISTORIES=1 writes the histories of these tests, which test_worker_replay.py replays.
@@ -67,16 +68,15 @@ class Process:
 
     @classmethod
     def start(cls, arguments: Sequence[str], environ: dict[str, str]) -> "Process":
-        popen = subprocess.Popen(
+        started = popen(
             arguments,
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        process = cls(popen=popen)
+        process = cls(popen=started)
         threading.Thread(target=process._read, daemon=True).start()
         return process
 
@@ -211,9 +211,17 @@ class Bench:
     environ: dict[str, str] = field(default_factory=dict)
     records_as: str | None = None
 
-    def start_worker(self, simulator: RunningSimulator, *, key: str = "any", arguments: Sequence[str] = (), **environ: str) -> Process:
+    def start_worker(
+        self,
+        simulator: RunningSimulator,
+        *,
+        key: str = "any",
+        program: Sequence[str] = ("-m", "temporal_worker"),
+        arguments: Sequence[str] = (),
+        **environ: str,
+    ) -> Process:
         process = Process.start(
-            [sys.executable, "-m", "temporal_worker", *arguments],
+            [sys.executable, *program, *arguments],
             {
                 "TEMPORAL_ADDRESS": self.address,
                 "CLAUDE_BATCH_TASK_QUEUE": self.task_queue,

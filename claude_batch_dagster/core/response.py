@@ -5,7 +5,7 @@ Source: platform.claude.com batch processing, "Retrieve batch results"; `anthrop
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
@@ -85,6 +85,16 @@ class ResultLine(msgspec.Struct, frozen=True):
 
     custom_id: str
     result: msgspec.Raw
+
+
+def iter_result_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a results file, which has no line break at its end."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
 
 
 def read_result_line(line: bytes) -> ResultLine:

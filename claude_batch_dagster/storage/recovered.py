@@ -19,7 +19,7 @@ from claude_batch_dagster.core.records import StrayRecord
 from claude_batch_dagster.core.recovery_contract import Harvest
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import KEY_TYPE, Keys, KeySet, keys_from_arrow, keys_to_arrow
-from claude_batch_dagster.storage.plans import list_strays, read_root
+from claude_batch_dagster.storage.plans import find_entry, list_strays, read_root, read_shard
 from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA, responses_path, write_responses
 from claude_batch_dagster.storage.store import Store
 
@@ -109,11 +109,17 @@ def list_stored(store: Store, endpoint: str) -> dict[str, list[str]]:
 
 
 def list_unstored_strays(store: Store) -> list[StrayRecord]:
-    """Return the batches that came after their shard was given up, and of which nothing is stored."""
+    """Return the batches that came after their shard was given up, and of which not every answer is stored."""
     strays = list_strays(store)
     record = read_root(store) if strays else None
     stored = list_stored(store, record.endpoint) if record is not None else {}
-    return [stray for stray in strays if stray.batch_id not in stored]
+    return [stray for stray in strays if count_stored(store, stored.get(stray.batch_id, ())) < _count_requests(store, stray)]
+
+
+def _count_requests(store: Store, stray: StrayRecord) -> int:
+    entry = find_entry(store, stray.run_id)
+    # Where its run's records are lost, what was recovered of it is all that is asked for.
+    return 1 if entry is None else read_shard(store, entry, stray.round, stray.shard).requests
 
 
 def count_stored(store: Store, paths: Sequence[str]) -> int:

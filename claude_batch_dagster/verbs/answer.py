@@ -5,6 +5,7 @@ An answer is a record at the tip of the shard's log, put-if-absent like the mach
 
 import asyncio
 import uuid
+from datetime import timedelta
 from enum import StrEnum
 
 from temporalio.client import Client, WorkflowFailureError
@@ -20,13 +21,16 @@ from claude_batch_dagster.core.contract import (
     Progress,
     workflow_id,
 )
-from claude_batch_dagster.core.errors import RunError, UsageError
+from claude_batch_dagster.core.errors import RunError, TemporalUnavailableError, UsageError
 from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAsk, How, Mode, NotAccepted, Record, Unknown, next_step
 from claude_batch_dagster.storage.plans import append_submission, last_round, list_submissions, read_done
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.connection import Connection, connect
 from claude_batch_dagster.verbs.execute import RPC_TIMEOUT
+
+ADOPT_TIMEOUT = timedelta(minutes=31)
+"""A little longer than its activity may take."""
 
 
 class Choice(StrEnum):
@@ -60,7 +64,13 @@ def answer_run(
         RunError: Terminal. The batch is not the shard's, or the shard was settled meanwhile.
         TemporalUnavailableError: Transient.
     """
-    return asyncio.run(_answer(connection, store, entry, choice, shard, batch_id))
+    try:
+        return asyncio.run(_answer(connection, store, entry, choice, shard, batch_id))
+    except RPCError as error:
+        raise TemporalUnavailableError(
+            f"Temporal at {connection.address} does not answer ({error.status.name}). Whether batch run {entry.label} heard of the answer is not known: "
+            f"claude-batch status {entry.label}"
+        ) from error
 
 
 async def _answer(connection: Connection, store: Store, entry: LogEntry, choice: Choice, shard: int | None, batch_id: str | None) -> str:
@@ -115,7 +125,12 @@ def _put_answer(store: Store, entry: LogEntry, round_number: int, shard: int, sl
     if choice is Choice.RESEND:
         record, said = NotAccepted(why="a person found no batch of it", how=How.PERSON), "is sent again"
     else:
-        record, said = Closed(reason=CloseReason.ABANDONED), "is given up: its rows stay without an answer, the next run asks about them"
+        record, said = (
+            Closed(reason=CloseReason.ABANDONED),
+            (
+                "is given up: its rows stay without an answer, and the next run asks about them. A batch of it that exists after all is paid for"
+            ),
+        )
     if not append_submission(store, entry.run_id, round_number, shard, slot, record):
         raise RunError(f"Shard {shard} of batch run {entry.label} was settled meanwhile. Nothing was changed.")
     return f"Shard {shard} of batch run {entry.label} {said}."
@@ -132,6 +147,7 @@ async def _adopt(
             id=f"{ADOPT_ID_PREFIX}{uuid.uuid4()}",
             task_queue=connection.task_queue,
             result_type=str,
+            execution_timeout=ADOPT_TIMEOUT,
             static_summary=f"is {batch_id} shard {shard} of {entry.label}?",
         )
     except WorkflowFailureError as error:

@@ -210,7 +210,9 @@ class _Runner:
         if plan.total.asked and self.confirm is not None and not self.confirm(plan):
             requests = f"{plan.total.asked:,} {'request' if plan.total.asked == 1 else 'requests'}"
             if self.own:
-                raise _DeclinedError(f"Not confirmed: {requests} more, nothing of it was sent. Its rows are pending. Run again to ask about them.")
+                raise _DeclinedError(
+                    f"Not confirmed: {requests} more, nothing of it was sent. Its rows are pending. Run again to ask about them."
+                )
             raise _DeclinedError(
                 f"Not confirmed: none of {requests} was sent. Nothing was written. To send them without a question: --max-cost-usd X."
             )

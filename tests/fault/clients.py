@@ -64,6 +64,12 @@ class KeptTemporal:
         self._process = Process.start(temporal_command(self._database, port=self.port, ui_port=self._ui_port), {})
         asyncio.run(self._connect())
 
+    @property
+    def pid(self) -> int:
+        """The running server's."""
+        assert self._process is not None
+        return self._process.popen.pid
+
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.prefork import run
 from tests.stack import Bench, RunningSimulator
 
 ROWS = 40
@@ -49,15 +50,11 @@ class CommandLine:
         return self.call(*arguments, *options, timeout_s=timeout_s, **environ)
 
     def call(self, *arguments: str, timeout_s: float = 120, **environ: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
+        return run(
             [sys.executable, "-m", "claude_batch_dagster.cli", *arguments],
             cwd=self.folder,
             env={**os.environ, **self.environ(), **environ},
-            capture_output=True,
-            text=True,
             timeout=timeout_s,
-            stdin=subprocess.DEVNULL,
-            check=False,
         )
 
     def environ(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ def test_a_rate_limit_is_no_lost_post_however_often_it_comes(bench: Bench, start
 
     report = bench.finish(entry)
 
+    assert report.outcome == "finished"
     assert report.counts.by_outcome == {"succeeded": 2}
     assert bench.kinds(entry) == {(1, 0): [*["send", "not"] * 4, *SENT_AND_COLLECTED]}
     assert how_refused(bench.records(entry)[1, 0]) == [How.REPLY] * 4
@@ -37,6 +38,7 @@ def test_an_overloaded_vendor_is_settled_before_it_is_asked_again(bench: Bench, 
 
     report = bench.finish(entry)
 
+    assert report.outcome == "finished"
     assert report.counts.by_outcome == {"succeeded": 2}
     assert how_refused(bench.records(entry)[1, 0]) == [How.RECONCILED] * 2
     assert sent(simulator) == [2]
@@ -50,6 +52,7 @@ def test_a_full_queue_lets_the_next_batch_in_when_another_has_ended(bench: Bench
 
     report = bench.finish(entry)
 
+    assert report.outcome == "finished"
     assert report.counts.by_outcome == {"succeeded": 8}
     assert sent(simulator) == [2] * 4
     assert answered_twice(simulator) == {}
@@ -71,6 +74,7 @@ def test_reads_that_fail_in_every_way_are_repeated(bench: Bench, start_simulator
 
     report = bench.finish(entry)
 
+    assert report.outcome == "finished"
     assert report.counts.by_outcome == {"succeeded": 3}
     assert bench.kinds(entry) == {(1, 0): SENT_AND_COLLECTED}
     assert sent(simulator) == [3]

@@ -29,6 +29,7 @@ def test_a_batch_that_is_too_large_fails_the_run_and_the_next_buys_the_rest(
     told = " ".join(command.call("status", "r1").stdout.split())
     assert "Shard 1 of batch run r1 (2 requests" in told
     assert "HTTP 413" in told
+    assert "lower max_requests_per_batch" in told
     assert sent(simulator) == [2]
 
     simulator.clear()

@@ -61,6 +61,7 @@ def test_twins_of_a_lost_batch_are_seen_to_their_end_and_left_alone(
 
     report = bench.run(work)
 
+    assert report.outcome == "finished"
     assert report.counts.by_outcome == {"succeeded": ROWS}
     (ours,) = (batch["id"] for batch in simulator.batches() if batch["id"] not in twins)
     assert {row["batch_id"] for row in bench.responses(entry)} == {ours}

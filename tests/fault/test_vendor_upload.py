@@ -23,6 +23,7 @@ def test_half_a_body_is_no_batch(bench: Bench, start_simulator: StartSimulator, 
 
     report = bench.finish(entry)
 
+    assert report.outcome == "finished"
     assert report.counts.by_outcome == {"succeeded": rows}
     assert bench.kinds(entry) == {(1, 0): ["send", "not", "send", "batch", "closed:collected"]}
     refused = bench.records(entry)[1, 0][1]

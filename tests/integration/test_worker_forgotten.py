@@ -147,6 +147,27 @@ def test_a_batch_that_was_seen_again_is_looked_for_anew(
     assert attempts.told == (f"{NOT_FOUND_SINCE}{(NOON + timedelta(seconds=10 * FORGOTTEN_AFTER_S)).isoformat()}",)
 
 
+def test_answers_that_were_stored_stay_though_the_batch_is_gone(
+    bench: Bench, simulator: RunningSimulator, entry: LogEntry, activities: BatchActivities, batch: BatchInput
+) -> None:
+    """Whoever collected it died before the shard was closed; what is paid for is not written over."""
+    while call(simulator, "GET", batch)["processing_status"] != "ended":
+        time.sleep(0.05)
+    attempts = Attempts(activities)
+    assert isinstance(attempts.see_through(batch, 0), Counts)
+    bench.store.delete(f"submissions/{entry.run_id}/1-0/2.json")
+    stored = bench.responses(entry)
+    delete(simulator, batch)
+
+    attempts.see_through(batch, 0)
+    counts = attempts.see_through(batch, FORGOTTEN_AFTER_S)
+
+    assert isinstance(counts, Counts)
+    assert counts.by_outcome == {"succeeded": 3}
+    assert bench.responses(entry) == stored
+    assert [kind_of(record) for record in bench.records(entry)[1, 0]] == ["send", "batch", "closed:collected"]
+
+
 def test_a_key_of_another_workspace_finds_nothing_for_ever_and_lets_nothing_go(
     bench: Bench, simulator: RunningSimulator, entry: LogEntry, activities: BatchActivities, batch: BatchInput
 ) -> None:

@@ -133,6 +133,26 @@ def test_a_root_that_is_gone_in_mid_run_is_asked_for_and_gone_on_with(bench: Ben
     assert len(simulator.batches()) == 2
 
 
+def test_a_cancel_that_needs_a_key_stops_the_batch_once_there_is_one(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Its batch would go on, and be paid for, though somebody canceled the run."""
+    simulator = start_simulator(seconds=30)
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(2))
+
+    async def work(driver: Driver) -> str:
+        handle = await driver.start(entry)
+        await submitted(driver, handle)
+        simulator.switch_on("401-from")
+        await handle.cancel()
+        assert "ANTHROPIC_API_KEY" in (await asked(driver, handle)).questions[0]
+        simulator.clear()
+        await answer(bench, entry, Choice.RESUME)
+        return await driver.closed(handle)
+
+    assert bench.run(work) == "CANCELED"
+    assert "canceled" in bench.done(entry).rows
+
+
 def test_a_run_that_asks_can_still_be_canceled(bench: Bench, start_simulator: StartSimulator) -> None:
     """Its rows are free again."""
     simulator = start_simulator(seconds=0.5)

@@ -105,7 +105,7 @@ def test_a_refusal_of_the_sample_is_an_answer(bench: Bench, start_simulator: Sta
         (None, plain(params={"stop": 1}), ["HTTP 400 invalid_request_error", "Extra inputs are not permitted", "row by row"]),
         (None, plain(effort="max"), ["HTTP 400 invalid_request_error", "thinking.type: 'disabled' is not supported"]),
         ("spend-limit@message", plain(), ["You have reached your specified API usage limits"]),
-        ("spend-cap@message", plain(), ["HTTP 429 rate_limit_error", "Raise the limit"]),
+        ("spend-cap@message", plain(), ["HTTP 429 rate_limit_error", "Raise its limit"]),
         ("403@message", plain(), ["Check ANTHROPIC_API_KEY of the worker"]),
         ("error-504-after@message", plain(), ["no answer within 600 s", "--no-preflight"]),
     ],

@@ -7,22 +7,40 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from claude_batch_dagster.core.contract import RunReport
+from claude_batch_dagster.core.contract import DoubtInput, RunReport, ShardInput, Submitted
 from claude_batch_dagster.core.errors import RunError, UsageError
 from claude_batch_dagster.core.submission import Accepted, Evidence, How, NotAccepted, Send
-from claude_batch_dagster.storage.plans import list_strays
+from claude_batch_dagster.storage.plans import append_submission, list_strays
 from claude_batch_dagster.storage.recovered import list_unstored_strays
+from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.answer import Choice, _answer
 from claude_batch_dagster.verbs.connection import Connection
+from temporal_worker.batches import Batches
+from temporal_worker.settle import Settler
+from temporal_worker.submit import Submitter
+from temporal_worker.vendor import Batch
 from tests.stack import Bench, Driver, Process, RunningSimulator, asked, texts, until
 
 StartSimulator = Callable[..., RunningSimulator]
 SENT_AND_COLLECTED = ["send", "batch", "closed:collected"]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def replace_sender(sent: Any) -> Send:
+    """Return the same intent of another process."""
+    assert isinstance(sent, Send)
+    return msgspec.structs.replace(sent, sender="another")
 
 
 def post_foreign(simulator: RunningSimulator, count: int) -> str:
@@ -282,6 +300,32 @@ def test_a_shard_that_waits_for_a_key_is_not_sent_again_on_an_answer(bench: Benc
     assert len(simulator.batches()) == 1
 
 
+def test_nobody_is_asked_while_a_candidate_may_still_prove_itself(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Somebody else's batch was deleted after it was listed; ours is in progress, and whoever were asked now could have it sent again."""
+    simulator = start_simulator("accept-then-drop", "hold")
+    entry = bench.stage(texts(2))
+    batches = Batches("any", simulator.url)
+    submitter = Submitter(open_store=Store, batches=batches, clock=now, boot_s=time.monotonic, send_s=15, settle_s=1)
+    settler = Settler(open_store=Store, batches=batches, clock=now)
+    shard = ShardInput(root=bench.store.uri, number=entry.number, run_id=entry.run_id, round=1, shard=0)
+    doubt = submitter.submit(shard, lambda _: None).doubt
+    assert doubt is not None
+    place = DoubtInput(root=shard.root, number=shard.number, run_id=shard.run_id, round=1, shard=0, slot=doubt.slot)
+    (ours,) = settler.find_candidates(place).batch_ids
+    found = replace(place, candidates=("msgbatch_deleted", ours))
+
+    waits_for = settler.settle(found, lambda _: None)
+
+    assert isinstance(waits_for, Batch)
+    assert waits_for.id == ours
+    simulator.clear()
+    while not batches.get(ours).ended:
+        time.sleep(0.05)
+    assert settler.settle(found, lambda _: None) == Submitted(again=True)
+    assert bench.kinds(entry) == {(1, 0): ["send", "batch"]}
+    batches.close()
+
+
 def test_a_person_adopts_only_what_its_results_prove(bench: Bench, start_simulator: StartSimulator) -> None:
     """The list lags longer than the run waits, three times; then somebody finds a batch in the Console."""
     simulator = start_simulator("accept-then-drop=3", "list-lag=600", seconds=0.2)
@@ -335,6 +379,32 @@ def test_a_cancel_settles_what_is_not_known_before_it_lets_the_rows_go(bench: Be
     assert kinds[1, 2] == ["closed:canceled"]
     assert bench.done(entry).rows["pending"] == 1
     assert sum(bench.done(entry).rows.values()) == 3
+
+
+def test_a_batch_that_was_proved_before_its_late_reply_is_no_stray(bench: Bench, start_simulator: StartSimulator) -> None:
+    """It was taken for a later submission of its shard: nobody stops it."""
+    simulator = start_simulator("hold")
+    entry = bench.stage(texts(2))
+    zombie = start_zombie(bench, simulator, entry.run_id, "post.after", send_s=8.0)
+    deadline = time.monotonic() + 30
+    while not simulator.batches():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ours = simulator.batches()[0]["id"]
+    (sent,) = bench.records(entry)[1, 0]
+    later = (
+        NotAccepted(why="not listed", how=How.RECONCILED),
+        replace_sender(sent),
+        Accepted(id=ours, created_at="2026-11-22T12:00:00+00:00", by=Evidence.PROOF),
+    )
+    for slot, record in enumerate(later, start=1):
+        assert append_submission(bench.store, entry.run_id, 1, 0, slot, record)
+    zombie.popen.send_signal(signal.SIGCONT)
+    zombie.popen.wait(30)
+
+    assert list_strays(bench.store) == []
+    assert simulator.books()["calls"].get("cancel", 0) == 0
+    assert "again=True" in zombie.output
 
 
 def test_a_late_reply_becomes_a_stray_that_is_stopped_and_kept(bench: Bench, start_simulator: StartSimulator) -> None:

@@ -11,6 +11,7 @@ import pytest
 from claude_batch_dagster.cli import run
 from claude_batch_dagster.cli.progress import PlainProgress
 from claude_batch_dagster.cli.reach import Place
+from claude_batch_dagster.cli.report import Known
 
 ARGUMENTS = {
     **{"task": "summarize", "column": "text", "model": None, "labels": None, "max_words": None, "keys": ("id",), "columns": "key"},
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def ask(monkeypatch, job, *, is_terminal: bool):
     for stream in ("stdin", "stderr"):
         monkeypatch.setattr(run.sys, stream, SimpleNamespace(isatty=lambda: is_terminal, write=str, flush=str))
-    return run.confirm_above(PlainProgress(io.StringIO()), job)
+    return run.confirm_above(PlainProgress(io.StringIO()), job, Known())
 
 
 def planned(worst_nano_usd: int | None):

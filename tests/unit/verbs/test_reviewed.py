@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from claude_batch_dagster.core.errors import SourceError
-from claude_batch_dagster.core.records import LogEntry
+from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.plans import admit_entry
 from claude_batch_dagster.storage.responses import write_responses
-from claude_batch_dagster.verbs import admit
+from claude_batch_dagster.verbs import admit, run
+from claude_batch_dagster.verbs.connection import Connection
 
 LATER = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -97,6 +98,20 @@ def test_a_second_run_of_one_invocation_gets_what_the_first_left_of_the_cap(lake
     entry = admit.admit_plan(job, plan, reserved_nano_usd=2_000_000_000).own
     assert entry is not None
     assert entry.cost_nano_usd.cap == 3_000_000_000
+
+
+def test_what_further_rounds_cost_is_taken_from_the_cap_of_the_next_run(lake: Any) -> None:
+    """The worst case asks each request once; a run that asked some again may have cost more, and most cost less."""
+    lake.texts("a")
+    job = lake.job(max_cost_usd=5.0)
+    own = lake.admit(job)[1].own
+    runner = run._Runner(job, Connection(address="127.0.0.1:1"), None, None, None)
+    runner.own.append((own, None))
+    assert runner._reserved_nano_usd() == own.cost_nano_usd.worst
+    for cost, reserved in ((4_000_000_000, 4_000_000_000), (0, 0), (None, own.cost_nano_usd.worst)):
+        done = DoneRecord(run_id=own.run_id, finished_at="", outcome="finished", rows={}, batches=3, usage=(), cost_nano_usd=cost)
+        runner.own[-1] = (own, done)
+        assert runner._reserved_nano_usd() == reserved
 
 
 def test_source_errors_of_one_partition_stop_an_unpartitioned_job(lake: Any) -> None:

@@ -1,0 +1,104 @@
+"""A source that changes while its batch is out is planned again: what is paid for by then is written, whatever becomes of the second plan."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.verbs.connection import Connection
+from claude_batch_dagster.verbs.job import Job, Target
+from claude_batch_dagster.verbs.plan import Plan
+from claude_batch_dagster.verbs.run import JobResult, run_job
+from tests.stack import SUMMARIZE, Bench, RunningSimulator, texts
+
+StartSimulator = Callable[..., RunningSimulator]
+
+
+def write_rows(path: Path, rows: Sequence[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.parent / ".new"
+    every = texts(max(rows) + 1)
+    pq.write_table(pa.table({"id": list(rows), "text": [every[row] for row in rows]}), new)
+    new.replace(path)
+
+
+def make_job(bench: Bench, folder: Path, **more: object) -> Job:
+    fixed: dict[str, object] = {
+        "root": bench.store.uri,
+        "endpoint": "simulator",
+        "temporal_namespace": "default",
+        "source": ParquetDataset(path=str(folder / "in"), key="id"),
+        "targets": (Target(task=SUMMARIZE, output=str(folder / "out")),),
+    }
+    return Job(**fixed | more)  # type: ignore[arg-type]
+
+
+def run_while(
+    bench: Bench, simulator: RunningSimulator, job: Job, change: Callable[[], None], confirm: Callable[[Plan], bool] | None = None
+) -> JobResult:
+    """Run a job; change its source while the first batch is held."""
+    batches = len(simulator.batches())
+
+    def meanwhile() -> None:
+        deadline = time.monotonic() + 60
+        while len(simulator.batches()) == batches and time.monotonic() < deadline:
+            time.sleep(0.05)
+        change()
+        simulator.clear()
+
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
+    try:
+        return run_job(job, Connection(address=bench.address, task_queue=bench.task_queue), confirm=confirm)
+    finally:
+        thread.join()
+
+
+def test_a_row_that_was_asked_again_may_go_meanwhile(bench: Bench, start_simulator: StartSimulator, tmp_path: Path) -> None:
+    """It was found, asked and paid for: that it is gone now is no misspelt key."""
+    simulator = start_simulator()
+    bench.start_worker(simulator)
+    source = tmp_path / "in" / "part-0.parquet"
+    write_rows(source, [0, 1, 2])
+    connection = Connection(address=bench.address, task_queue=bench.task_queue)
+    run_job(make_job(bench, tmp_path), connection)
+    simulator.switch_on("hold")
+
+    result = run_while(bench, simulator, make_job(bench, tmp_path, ask_again=("1",)), lambda: write_rows(source, [0, 2]))
+
+    assert (result.rows["total"], result.rows["succeeded"]) == (2, 2)
+    assert len(simulator.batches()) == 2
+
+
+def test_who_says_no_to_what_came_in_meanwhile_gets_what_is_paid_for(bench: Bench, start_simulator: StartSimulator, tmp_path: Path) -> None:
+    simulator = start_simulator("hold")
+    bench.start_worker(simulator)
+    source = tmp_path / "in" / "part-0.parquet"
+    write_rows(source, [0, 1])
+    answers = [True, False]
+
+    result = run_while(bench, simulator, make_job(bench, tmp_path), lambda: write_rows(source, [0, 1, 2]), lambda _: answers.pop(0))
+
+    assert answers == []
+    assert (result.rows["succeeded"], result.rows["pending"]) == (2, 1)
+    assert result.warnings[0].startswith("Not confirmed: 1 request more")
+    assert len(simulator.batches()) == 1
+
+
+def test_a_partition_that_came_in_meanwhile_is_written_with_the_others(
+    bench: Bench, start_simulator: StartSimulator, tmp_path: Path
+) -> None:
+    """Its rows are asked and paid for in this command."""
+    simulator = start_simulator("hold")
+    bench.start_worker(simulator)
+    write_rows(tmp_path / "in" / "day=1" / "part-0.parquet", [0, 1])
+    job = make_job(bench, tmp_path, source=ParquetDataset(path=str(tmp_path / "in"), key="id", partition_column="day"))
+
+    result = run_while(bench, simulator, job, lambda: write_rows(tmp_path / "in" / "day=2" / "part-0.parquet", [2, 3]))
+
+    assert result.rows["succeeded"] == 4
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.parquet")) == ["day=1", "day=2"]
