@@ -54,7 +54,7 @@ def test_what_expires_each_time_is_left_to_the_next_run(bench: Bench, start_simu
     simulator = start_simulator("expire=all")
     command = start(bench, simulator, tmp_path / "work")
 
-    finished = command.run()
+    finished = command.run("--no-preflight")
 
     assert finished.returncode == 3, finished.stderr
     assert rows_by_status(finished) == {"total": ROWS, "expired": ROWS}

@@ -110,13 +110,16 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """Take all the space that is left; return the file to remove."""
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1):
-            try:
-                while file.write(b"x" * size):
-                    pass
-            except OSError:
-                continue
+    # Again after a moment: a process that is just ending gives pages back.
+    for pause_s in (0.0, 0.3, 0.3):
+        time.sleep(pause_s)
+        with filler.open("ab", buffering=0) as file:
+            for size in (1 << 20, 1):
+                try:
+                    while file.write(b"x" * size):
+                        pass
+                except OSError:
+                    continue
     return filler
 
 
