@@ -162,15 +162,21 @@ class Settler:
                 f"Batch {batch.id} is {batch.processing_status}: only its results prove whose it is. Nothing was changed. Try again later."
             )
         if batch.archived:
-            raise RunError(f"The results of batch {batch.id} are gone, so nothing proves whose it is. Nothing was changed.")
+            raise RunError(
+                f"The results of batch {batch.id} are gone, so nothing proves whose it is. Nothing was changed. Answer resend or abandon."
+            )
         claimed = list_claimed(root.store, datetime.min.replace(tzinfo=self.clock().tzinfo))
         if batch.id in claimed:
-            raise RunError(f"Batch {batch.id} belongs to another submission of this root. Nothing was changed.")
+            raise RunError(f"Batch {batch.id} belongs to another submission of this root. Nothing was changed. Look for another one.")
         if not self._prove(root, adopt, batch.id):
-            raise RunError(f"Batch {batch.id} does not hold the requests of shard {adopt.shard} of batch run {label}. Nothing was changed.")
+            raise RunError(
+                f"Batch {batch.id} does not hold the requests of shard {adopt.shard} of batch run {label}. Nothing was changed. Look for another one."
+            )
         record = Accepted(id=batch.id, created_at=batch.created_at.isoformat(), by=Evidence.PROOF)
         if not append_submission(root.store, adopt.run_id, adopt.round, adopt.shard, len(records), record):
-            raise RunError(f"Shard {adopt.shard} of batch run {label} was settled meanwhile. Nothing was changed.")
+            raise RunError(
+                f"Shard {adopt.shard} of batch run {label} was settled meanwhile. Nothing was changed. See claude-batch status {label}."
+            )
         return f"Batch {batch.id} is taken for shard {adopt.shard} of batch run {label}: its results have the custom_ids of the shard."
 
     def _open(self, ask: DoubtInput | AdoptInput) -> OpenRoot:

@@ -76,7 +76,9 @@ def answer_run(
 async def _answer(connection: Connection, store: Store, entry: LogEntry, choice: Choice, shard: int | None, batch_id: str | None) -> str:
     done = read_done(store, entry.number)
     if done is not None:
-        raise UsageError(f"Batch run {entry.label} has ended ({done.outcome}): it waits for no answer. Nothing was changed.")
+        raise UsageError(
+            f"Batch run {entry.label} has ended ({done.outcome}): it waits for no answer. Nothing was changed. See claude-batch status {entry.label}."
+        )
     client = await connect(connection)
     if choice is Choice.RESUME:
         if not await _wake(client, entry):
@@ -132,7 +134,9 @@ def _put_answer(store: Store, entry: LogEntry, round_number: int, shard: int, sl
             ),
         )
     if not append_submission(store, entry.run_id, round_number, shard, slot, record):
-        raise RunError(f"Shard {shard} of batch run {entry.label} was settled meanwhile. Nothing was changed.")
+        raise RunError(
+            f"Shard {shard} of batch run {entry.label} was settled meanwhile. Nothing was changed. See claude-batch status {entry.label}."
+        )
     return f"Shard {shard} of batch run {entry.label} {said}."
 
 

@@ -50,7 +50,7 @@ async def ask_for_audit(root: str, connection: Connection) -> AuditReport:
         cause: BaseException = error.cause
         while isinstance(cause, ActivityError) and cause.cause is not None:
             cause = cause.cause
-        raise RunError(f"The audit ended early: {getattr(cause, 'message', None) or cause}") from error
+        raise RunError(f"The audit ended early: {getattr(cause, 'message', None) or cause} Type the command again.") from error
     except RPCError as error:
         raise TemporalUnavailableError(f"The audit cannot be made: {error}. Try again.") from error
     return report
