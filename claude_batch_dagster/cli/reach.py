@@ -57,7 +57,7 @@ class Reach:
         """Return the connection."""
         from claude_batch_dagster.verbs.connection import external_connection, lazy_connection
 
-        return external_connection(os.environ) or lazy_connection(self._start)
+        return external_connection(os.environ) or lazy_connection(self._start, revive=self._revive)
 
     def __exit__(self, *exception: Any) -> None:
         """Leave the stack; the last client waits for its end."""
@@ -72,6 +72,10 @@ class Reach:
             self.stack = self._exits.enter_context(attach(self._place.root, simulate=self._place.simulate, detach=self._detach))
             self._say(f"Temporal UI {self.stack.temporal_ui_url}")
         return self.stack.connection.address
+
+    def _revive(self) -> None:
+        if self.stack is not None and self.stack.connection.revive is not None:
+            self.stack.connection.revive()
 
 
 def find_place(root: str | None, *, simulate: bool, needs_key: bool) -> Place:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from claude_batch_dagster.core.errors import TemporalUnavailableError
 from claude_batch_dagster.embedded.folder import Folder, StackRecord, State, stack_folder
@@ -72,7 +73,7 @@ def find_stack(root: str) -> Stack | None:
     """Return the root's stack if it is ready, without starting or attaching anything."""
     folder = Folder(stack_folder(root))
     record = folder.read()
-    return _describe(folder, record) if record and record.running and record.state is State.READY else None
+    return _describe(folder, root, record) if record and record.running and record.state is State.READY else None
 
 
 def stop_stack(root: str) -> int | None:
@@ -124,7 +125,7 @@ def _await_ready(folder: Folder, root: str) -> Stack:
         if record is None:
             reason = f"{folder.path}/stack.json was removed"
         elif record.state is State.READY and record.running:
-            return _describe(folder, record)
+            return _describe(folder, root, record)
         elif record.state is State.FAILED:
             reason = record.error
         elif not record.running:
@@ -140,12 +141,28 @@ def _await_ready(folder: Folder, root: str) -> Stack:
         time.sleep(0.03)
 
 
-def _describe(folder: Folder, record: StackRecord) -> Stack:
+def _describe(folder: Folder, root: str, record: StackRecord) -> Stack:
     assert record.ports is not None, "a ready stack has ports"
     ui_url = f"http://127.0.0.1:{record.ports.temporal_ui}"
-    connection = Connection(address=f"127.0.0.1:{record.ports.temporal}", namespace="default", task_queue=record.task_queue, ui_url=ui_url)
+    connection = Connection(
+        address=f"127.0.0.1:{record.ports.temporal}",
+        namespace="default",
+        task_queue=record.task_queue,
+        ui_url=ui_url,
+        revive=partial(_revive, folder, root),
+    )
     simulator_url = f"http://127.0.0.1:{record.ports.simulator}" if record.simulate else None
     return Stack(connection=connection, temporal_ui_url=ui_url, simulator_url=simulator_url, _folder=folder)
+
+
+def _revive(folder: Folder, root: str) -> None:
+    """Start a stack again whose supervisor was killed; one that was told to end stays ended."""
+    with folder.lock():
+        record = folder.read()
+        if record is None or record.running or record.state not in (State.STARTING, State.READY):
+            return
+        _start_supervisor(folder, root, record, simulate=record.simulate)
+    _await_ready(folder, root)
 
 
 def _leave(folder: Folder, token: str) -> None:

@@ -27,6 +27,7 @@ class Connection:
         ui_url: Of Temporal's UI without a trailing slash, None where none is known.
         external: Whether Temporal's own configuration (TLS, API key, ...) applies; the embedded server has none.
         start: Starts the server and returns its address, where it is started by the first `connect` (`lazy_connection`).
+        revive: Starts the server again where it died, at its former address; None for a server of the user's own.
     """
 
     address: str
@@ -35,6 +36,7 @@ class Connection:
     ui_url: str | None = None
     external: bool = False
     start: Callable[[], str] | None = None
+    revive: Callable[[], None] | None = None
 
     def workflow_url(self, workflow_id: str) -> str | None:
         """Return the page of a workflow in Temporal's UI, None where no UI is known."""
@@ -65,14 +67,17 @@ def external_connection(environ: Mapping[str, str] = os.environ) -> Connection |
     )
 
 
-def lazy_connection(start: Callable[[], str], environ: Mapping[str, str] = os.environ) -> Connection:
+def lazy_connection(
+    start: Callable[[], str], environ: Mapping[str, str] = os.environ, *, revive: Callable[[], None] | None = None
+) -> Connection:
     """Return a connection whose server is started when it is first needed: a job that asks nothing needs none.
 
     Args:
         start: Starts the embedded server (again: returns the same one) and returns its address.
         environ: The environment.
+        revive: Starts it again where it died.
     """
-    return Connection(address="embedded", task_queue=task_queue_of(environ), start=start)
+    return Connection(address="embedded", task_queue=task_queue_of(environ), start=start, revive=revive)
 
 
 async def connect(connection: Connection, timeout_s: float = CONNECT_TIMEOUT_S) -> "Client":

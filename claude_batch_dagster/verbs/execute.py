@@ -98,6 +98,8 @@ class Watch:
         except RPCError as error:
             # The server may be restarting; the run goes on there, and the next look tells.
             self.note_once(f"Temporal does not answer ({error.status.name}); still waiting.")
+            if self.connection.revive is not None:
+                await asyncio.to_thread(self.connection.revive)
 
     async def _look_at_workflow(self, run: Watched, now_s: float, *, has_worker: bool) -> None:
         handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
