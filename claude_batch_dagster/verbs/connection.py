@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from claude_batch_dagster.core.contract import DEFAULT_TASK_QUEUE
@@ -36,7 +36,7 @@ class Connection:
     ui_url: str | None = None
     external: bool = False
     start: Callable[[], str] | None = None
-    revive: Callable[[], None] | None = None
+    revive: Callable[[], None] | None = field(default=None, compare=False)
 
     def workflow_url(self, workflow_id: str) -> str | None:
         """Return the page of a workflow in Temporal's UI, None where no UI is known."""
