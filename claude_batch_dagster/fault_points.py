@@ -40,4 +40,5 @@ def reach(name: str) -> None:
         if trap.name == name:
             trap.passes -= 1
             if trap.passes == 0:
-                os.kill(os.getpid(), SIGNALS[trap.action])
+                # To this thread: one that is sent to the process may be taken by another, and this one goes on until that runs.
+                signal.raise_signal(SIGNALS[trap.action])

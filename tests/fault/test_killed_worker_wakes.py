@@ -47,7 +47,12 @@ def records(command: CommandLine) -> dict[str, bytes]:
     """Return every record and response of the root."""
     root = Path(command.environ()["CLAUDE_BATCH_ROOT"]) / "simulated"
     folders = ("log", "done", "rounds", "submissions", "responses")
-    return {str(path): path.read_bytes() for folder in folders for path in (root / folder).rglob("*") if path.is_file()}
+    return {
+        str(path): path.read_bytes()
+        for folder in folders
+        for path in (root / folder).rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def wait_until_stopped(pid: int) -> None:

@@ -205,7 +205,8 @@ def test_a_disk_that_is_full_when_a_batch_was_created_records_it_once_there_is_s
     filler = fill(disk_job.disk)
     worker.popen.send_signal(signal.SIGCONT)
     time.sleep(3)
-    assert [path.rpartition("/")[2] for path in disk_job.records("submissions")] == ["0.json"]
+    told = {path: Store(str(disk_job.disk / "root" / "simulated")).get(path) for path in disk_job.records("submissions")}
+    assert [path.rpartition("/")[2] for path in told] == ["0.json"], told
     filler.unlink()
 
     finished = disk_job.command.run(**disk_job.environ)
