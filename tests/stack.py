@@ -41,7 +41,7 @@ REPOSITORY = Path(__file__).parents[1]
 TEMPORAL = Path(sys.executable).parent / "temporal"
 START_S = 90.0
 END_S = 120.0
-STACK_TRACE = re.compile(r'"stackTrace": "(?:[^"\\\\]|\\\\.)*"')
+STACK_TRACE = re.compile(r'"stackTrace": "(?:[^"\\]|\\.)*"')
 """It names the folders of the machine that recorded it."""
 HISTORIES = Path(__file__).parent / "integration" / "histories"
 # RECORD_HISTORIES=1 writes the histories of these tests, which test_worker_replay.py replays.

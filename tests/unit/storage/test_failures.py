@@ -80,7 +80,7 @@ LOCAL = [
 
 @pytest.mark.parametrize(("error", "says"), LOCAL)
 def test_what_the_operating_system_says_becomes_ours_and_does_not_pass(error: Exception, says: str) -> None:
-    found = explain_failure(Attempt(target="/root/a", verb="written", is_local=True), error)
+    found = explain_failure(Attempt(target="/data/a", verb="written", is_local=True), error)
     assert type(found) is RootError
     assert says in str(found)
 
