@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from claude_batch_dagster.core.errors import ClaudeBatchError, TransientError
+from claude_batch_dagster.core.money import usd
 from claude_batch_dagster.verbs.connection import Connection, external_connection
 from claude_batch_dagster.verbs.job import Job
 
@@ -162,7 +163,7 @@ class ProgressLog:
         worst, expected = plan.worst_nano_usd, plan.expected_nano_usd
         cost = "at an unknown cost"
         if worst is not None and expected is not None:
-            cost = f"about {_usd(expected / 1e9)}, at most {_usd(worst / 1e9)}"
+            cost = f"about {usd(expected / 1e9)}, at most {usd(worst / 1e9)}"
         self._line(f"To ask: {_plural(sum(plan.reasons.values()), 'request', 'requests')} ({explain_plan(plan)}), {cost}.")
         return True
 
@@ -200,19 +201,14 @@ def _phase_line(progress: "JobProgress", limit: int | None) -> str:
 def _wait_line(progress: "JobProgress") -> str:
     return (
         f"{progress.batches_submitted:,} of {_plural(progress.batches_total, 'batch', 'batches')} submitted, {progress.batches_in_progress:,} processing, "
-        f"{progress.batches_ended:,} ended, after {_duration(progress.elapsed_s)}; {_usd(progress.cost_usd)} so far."
+        f"{progress.batches_ended:,} ended, after {_duration(progress.elapsed_s)}; {usd(progress.cost_usd)} so far."
     )
 
 
 def _result_line(result: "JobResult") -> str:
     by_status = ", ".join(f"{count:,} {status}" for status, count in result.rows.items() if count and status != "total")
-    cost = "unknown cost" if result.cost_usd is None else _usd(result.cost_usd)
+    cost = "unknown cost" if result.cost_usd is None else usd(result.cost_usd)
     return f"Published {_plural(result.rows['total'], 'row', 'rows')} ({by_status}) for {cost} in {_duration(result.duration_s)}."
-
-
-def _usd(amount: float) -> str:
-    # A request costs less than a hundredth of a cent, which is not nothing.
-    return f"${amount:,.4f}" if amount >= 0.0001 or amount == 0 else f"${amount:.6f}"
 
 
 def _plural(count: int, one: str, many: str) -> str:

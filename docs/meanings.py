@@ -34,10 +34,13 @@ NOT_FOR_USERS = {"CLAUDE_BATCH_FAULT_POINTS"}
 STATUS_MEANINGS: dict[str, tuple[str, str]] = {
     "succeeded": ("Claude answered, and the answer fits the task's schema.", "no"),
     "refused": ("Claude declined to answer (`stop_reason` refusal).", "no"),
-    "truncated": ("The answer was cut at `max_tokens`, or at the context window.", "no, until `--retry-failed` or `--ask-again`"),
+    "truncated": (
+        "The answer was cut at `max_tokens`, or at the context window.",
+        "no, until `--retry-failed` or `--ask-again`; yes where its run ended before the next round",
+    ),
     "invalid": (
         "The answer breaks the schema, is empty, or ended for another reason than its end.",
-        "no, until `--retry-failed` or `--ask-again`",
+        "no, until `--retry-failed` or `--ask-again`; yes where its run ended before the next round",
     ),
     "errored": (
         "The API rejected the request or failed; `error` begins with the type.",

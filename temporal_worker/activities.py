@@ -126,7 +126,7 @@ class BatchActivities:
     def settle(self, doubt: DoubtInput) -> Submitted:
         """Idempotent: writes what became of a submission put-if-absent. A retry costs a GET a candidate, and results read again.
 
-        A candidate in progress is a benign failure with the pause to the next look.
+        What was proved foreign is left out of the next call. A candidate in progress is a benign failure with the pause to the next look.
         """
         with attempt(f"settling shard {doubt.shard}", least_retry_s=self._poll_s) as report:
             found = self._settler.settle(doubt, report)

@@ -312,7 +312,8 @@ def translate_error(error: Exception, what: str) -> ClaudeBatchError:
     """
     if not isinstance(error, anthropic.APIStatusError):
         cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) and error.__cause__ else error
-        return VendorUnavailableError(f"{what}: no reply from the API ({type(cause).__name__}). It is tried again.")
+        never_sent = isinstance(cause, NEVER_SENT)
+        return VendorUnavailableError(f"{what}: no reply from the API ({type(cause).__name__}). It is tried again.", never_sent=never_sent)
     status = error.status_code
     kind, _ = _look_up(status)
     reason = f"HTTP {status}{f' {error.type}' if error.type else ''}{f', request {error.request_id}' if error.request_id else ''}"

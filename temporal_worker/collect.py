@@ -6,14 +6,13 @@ the stream holds is counted, said, and never stored. Raw lines stay in the spool
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO
 
 from claude_batch_dagster.core.contract import BatchInput, Counts
 from claude_batch_dagster.core.errors import RefusedError, RootError, VendorUnavailableError
-from claude_batch_dagster.core.outcome import choose_again
 from claude_batch_dagster.core.request import parse_custom_id, short_name
 from claude_batch_dagster.core.response import Decoder, PriceUsage, Response, read_result_line
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens
@@ -22,7 +21,9 @@ from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, read_shard, read_submission, read_task
 from claude_batch_dagster.storage.responses import Answers, responses_path, write_responses
 from claude_batch_dagster.storage.store import Store
+from temporal_worker.further import Grants, ModelLimits
 from temporal_worker.root import OpenRoot, check_endpoint, open_root
+from temporal_worker.spool import SpooledResponses, Tally
 from temporal_worker.vendor import Batch
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Collector:
                 results = _Results(spool=None, starts=array("q", [ABSENT]) * len(expected.custom_ids))
             else:
                 results = self._fetch_whole(batch, expected, scratch / "results.jsonl", report)
-            counts = _store_responses(root, batch, ended, expected, results, decoders, report)
+            counts = _store_responses(root, batch, ended, expected, results, decoders, ModelLimits(self.batches), report)
         if not batch.stray:
             _close_shard(root, batch)
         return counts
@@ -120,7 +121,7 @@ class _Requests:
     Attributes:
         custom_ids: Place of each custom_id.
         tasks: Index, in the plan's tasks, of each request's task.
-        max_tokens: Of each request where it is asked again, and may have been raised; else empty, as its task says.
+        max_tokens: Of each request: where it is asked again, it may have been raised.
     """
 
     custom_ids: dict[str, int]
@@ -143,85 +144,31 @@ class _Results:
         return self.starts.count(ABSENT)
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Counts each response once, however often it is decoded."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TaskResults:
+    """The results of one task's requests, which stand at these places of the shard."""
 
-    seen: bytearray
-    by_outcome: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, int] = field(default_factory=dict)
+    places: "array[int]"
+    custom_ids: Sequence[str]
+    max_tokens: "array[int]"
+    results: _Results
+    spool: BinaryIO | None
+    decoder: Decoder
+    grants: Grants
 
-    def count(self, place: int, response: Response) -> None:
-        if self.seen[place]:
-            return
-        self.seen[place] = 1
-        self.by_outcome[response.outcome] = self.by_outcome.get(response.outcome, 0) + 1
-        for name, value in (
-            ("retryable", int(choose_again(response.outcome, response.error) is not None)),
-            ("input_tokens", response.input_tokens),
-            ("output_tokens", response.output_tokens),
-            ("cache_read_tokens", response.cache_read_tokens),
-            ("cache_write_tokens", response.cache_write_tokens),
-            ("cost_nano_usd", response.cost_nano_usd or 0),
-            ("unpriced", int(response.cost_nano_usd is None)),
-        ):
-            self.sums[name] = self.sums.get(name, 0) + value
-
-    def keep(self, stored: dict[str, int]) -> None:
-        for outcome, requests in stored.items():
-            self.by_outcome[outcome] = self.by_outcome.get(outcome, 0) + requests
-
-
-class _Responses(Sequence[Response]):
-    """The responses to one task, decoded from the spool as they are asked for, so that no batch is ever whole in memory."""
-
-    def __init__(
-        self,
-        places: "array[int]",
-        keys: Sequence[str],
-        max_tokens: "array[int]",
-        results: _Results,
-        spool: BinaryIO | None,
-        decoder: Decoder,
-        tally: _Tally,
-    ) -> None:
-        self._places = places
-        self._max_tokens = max_tokens
-        self._keys = keys
-        self._results = results
-        self._spool = spool
-        self._decoder = decoder
-        self._tally = tally
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> Response: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Response]: ...
-    def __getitem__(self, index: int | slice) -> Response | Sequence[Response]:
-        if isinstance(index, slice):
-            return [self._decode(place) for place in self._places[index]]
-        return self._decode(self._places[index])
-
-    def __iter__(self) -> Iterator[Response]:
-        return (self._decode(place) for place in self._places)
-
-    def _decode(self, place: int) -> Response:
-        request_key = bytes.fromhex(parse_custom_id(self._keys[place]).request_key)
-        start = self._results.starts[place]
-        if self._spool is None:
-            response = self._decoder.missing_result(request_key, "the API has no results of this batch any more")
+    def decode(self, index: int) -> Response:
+        place = self.places[index]
+        request_key = bytes.fromhex(parse_custom_id(self.custom_ids[place]).request_key)
+        start = self.results.starts[place]
+        if self.spool is None:
+            response = self.decoder.missing_result(request_key, "the API has no results of this batch any more")
         elif start == ABSENT:
-            response = self._decoder.missing_result(request_key, f"the results of the batch lack it, {FETCHES} times in a row")
+            response = self.decoder.missing_result(request_key, f"the results of the batch lack it, {FETCHES} times in a row")
         else:
-            self._spool.seek(start)
-            response = self._decoder.decode_result(request_key, read_result_line(self._spool.readline()).result)
-        if self._max_tokens:
-            response = replace(response, max_tokens=self._max_tokens[place])
-        self._tally.count(place, response)
-        return response
+            self.spool.seek(start)
+            response = self.decoder.decode_result(request_key, read_result_line(self.spool.readline()).result)
+        response = replace(response, max_tokens=self.max_tokens[place])
+        return replace(response, retryable=True) if self.grants.has(response) else response
 
 
 def _read_requests(root: OpenRoot, batch: BatchInput) -> _Requests:
@@ -235,8 +182,7 @@ def _read_requests(root: OpenRoot, batch: BatchInput) -> _Requests:
             custom_id = line_custom_id(line)
             custom_ids[custom_id] = len(tasks)
             tasks.append(names[parse_custom_id(custom_id).name])
-            if batch.round > 1:
-                max_tokens.append(line_max_tokens(line))
+            max_tokens.append(line_max_tokens(line))
     except FileNotFoundError as error:
         raise RootError(
             f"{root.store.uri}/{shard.path} is missing: the root lost its records. Batch {batch.batch_id} is not collected without them, "
@@ -284,10 +230,11 @@ def _store_responses(
     expected: _Requests,
     results: _Results,
     decoders: Sequence[Decoder],
+    limits: ModelLimits,
     report: Callable[[str], None],
 ) -> Counts:
     keys = list(expected.custom_ids)
-    tally = _Tally(bytearray(len(keys)))
+    tally = Tally()
     spool = None if results.spool is None else results.spool.open("rb")
     try:
         for number, (task, decoder) in enumerate(zip(root.entry.tasks, decoders, strict=True)):
@@ -299,6 +246,15 @@ def _store_responses(
                 tally.keep(_count_stored(root, batch, task.task_key, [keys[place] for place in places]))
                 continue
             report(f"Batch {batch.batch_id} ended: storing {len(places):,} responses of {task.name}")
+            found = _TaskResults(
+                places=places,
+                custom_ids=keys,
+                max_tokens=expected.max_tokens,
+                results=results,
+                spool=spool,
+                decoder=decoder,
+                grants=Grants(root, task.task_key, batch.round, limits),
+            )
             write_responses(
                 root.store,
                 endpoint=root.record.endpoint,
@@ -306,7 +262,7 @@ def _store_responses(
                 batch_id=batch.batch_id,
                 round_number=batch.round,
                 answered_at=ended.ended_at or ended.created_at,
-                responses=_Responses(places, keys, expected.max_tokens, results, spool, decoder, tally),
+                responses=SpooledResponses(len(places), found.decode, tally),
             )
     finally:
         if spool is not None:
@@ -316,7 +272,7 @@ def _store_responses(
             f"Batch {batch.batch_id}: {sum(tally.by_outcome.values()):,} responses were stored for {len(keys):,} requests. "
             "The shard stays open. This is a bug in claude-batch-dagster, please report it."
         )
-    return Counts(by_outcome=dict(tally.by_outcome), **tally.sums)
+    return tally.counts()
 
 
 def _count_stored(root: OpenRoot, batch: BatchInput, task_key: str, custom_ids: Sequence[str]) -> dict[str, int]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO
 
-from claude_batch_dagster.core.contract import Counts
 from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, VendorUnavailableError
 from claude_batch_dagster.core.recovery_contract import RESULTS_KEPT, HarvestStep, RecoverInput, WantedTask
 from claude_batch_dagster.core.request import KEY_BYTES, CustomId, parse_custom_id, submission_tag
@@ -42,6 +41,7 @@ from claude_batch_dagster.storage.recovered import (
 )
 from claude_batch_dagster.storage.responses import responses_path
 from claude_batch_dagster.storage.store import Store
+from temporal_worker.spool import SpooledResponses, Tally
 from temporal_worker.vendor import Batch
 
 if TYPE_CHECKING:
@@ -304,17 +304,18 @@ class _Stretch:
         if not picked.places:
             return 0
         self.report(f"Batch {batch.id}: storing {len(picked.places):,} answers of {name}")
-        responses = _Responses(picked, lines, self.wanted.decoders[name])
+        found = _TaskLines(tuple(picked.places), tuple(picked.places.values()), lines, self.wanted.decoders[name])
+        tally = Tally()
         extend_responses(
             self.store,
             endpoint=self.endpoint,
             task_key=self.wanted.tasks[name].task_key,
             batch_id=batch.id,
             answered_at=batch.ended_at or batch.created_at,
-            responses=responses,
+            responses=SpooledResponses(len(picked.places), found.decode, tally),
         )
-        self.state.harvest = replace(self.state.harvest, counts=self.state.harvest.counts.plus(responses.counts))
-        return len(responses)
+        self.state.harvest = replace(self.state.harvest, counts=self.state.harvest.counts.plus(tally.counts()))
+        return len(picked.places)
 
     def _fetch_whole(self, batch: Batch, spool: Path) -> _Read:
         """Read the results until every request has a line, three times at most; what is missing then has none at the vendor."""
@@ -363,47 +364,17 @@ class _Stretch:
         self.state.harvest = replace(harvest, **{what: getattr(harvest, what) + 1})
 
 
-class _Responses(Sequence[Response]):
-    """The wanted responses to one task, decoded from the spool as they are asked for, and counted once each."""
+@dataclass(frozen=True, slots=True)
+class _TaskLines:
+    """The wanted lines of one task, and how they are decoded."""
 
-    def __init__(self, picked: _Picked, spool: BinaryIO, decoder: Decoder) -> None:
-        self._keys = tuple(picked.places)
-        self._starts = tuple(picked.places.values())
-        self._spool = spool
-        self._decoder = decoder
-        self._counted = 0
-        self.counts = Counts()
+    keys: Sequence[bytes]
+    starts: Sequence[int]
+    spool: BinaryIO
+    decoder: Decoder
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    @overload
-    def __getitem__(self, index: int) -> Response: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Response]: ...
-    def __getitem__(self, index: int | slice) -> Response | Sequence[Response]:
-        if isinstance(index, slice):
-            return [self._decode(place) for place in range(*index.indices(len(self)))]
-        return self._decode(index)
-
-    def _decode(self, place: int) -> Response:
-        self._spool.seek(self._starts[place])
-        response = self._decoder.decode_result(self._keys[place], read_result_line(self._spool.readline()).result)
+    def decode(self, place: int) -> Response:
+        self.spool.seek(self.starts[place])
+        response = self.decoder.decode_result(self.keys[place], read_result_line(self.spool.readline()).result)
         # A request that was asked again with a larger cap does not say so in its result; what it used tells that it had as much.
-        response = replace(response, max_tokens=max(response.max_tokens, response.output_tokens))
-        if place == self._counted:
-            self._counted += 1
-            self.counts = self.counts.plus(_count_response(response))
-        return response
-
-
-def _count_response(response: Response) -> Counts:
-    return Counts(
-        by_outcome={response.outcome: 1},
-        input_tokens=response.input_tokens,
-        output_tokens=response.output_tokens,
-        cache_read_tokens=response.cache_read_tokens,
-        cache_write_tokens=response.cache_write_tokens,
-        cost_nano_usd=response.cost_nano_usd or 0,
-        unpriced=int(response.cost_nano_usd is None),
-    )
+        return replace(response, max_tokens=max(response.max_tokens, response.output_tokens))

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import TypedDict
 
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory
 from temporalio.workflow import ActivityCancellationType
 
 from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError, RootError, SpendLimitError, TerminalError, TransientError
@@ -139,3 +139,15 @@ def to_failure(error: ClaudeBatchError, *, least_retry_s: float | None = None) -
 def not_yet(kind: str, text: str, retry_s: float) -> ApplicationError:
     """Return the failure that is none: the activity comes again after a pause, without a trace in the history."""
     return ApplicationError(text, type=kind, next_retry_delay=timedelta(seconds=retry_s), category=ApplicationErrorCategory.BENIGN)
+
+
+def tell_cause(error: BaseException) -> str:
+    """Return what a workflow tells of a failed activity: the message of what failed in it."""
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return str(getattr(cause, "message", None) or cause or error)
+
+
+def find_kind(error: BaseException) -> str | None:
+    """Return the name of our error that failed an activity, None for anything else."""
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return cause.type if isinstance(cause, ApplicationError) else None

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
-import numpy as np
-
 from claude_batch_dagster.core.contract import OpenedRound, RoundInput, Stray
-from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RunError, VendorUnavailableError
+from claude_batch_dagster.core.errors import RunError
 from claude_batch_dagster.core.outcome import Again, Outcome, choose_again, error_type, raise_max_tokens
 from claude_batch_dagster.core.records import RoundRecord, ShardRef
 from claude_batch_dagster.core.request import parse_custom_id, short_name
@@ -18,10 +16,20 @@ from claude_batch_dagster.core.response import PriceUsage
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, raise_line
 from claude_batch_dagster.core.submission import Accepted, Closed, Record
 from claude_batch_dagster.storage.keys import Keys, pack_keys
-from claude_batch_dagster.storage.plans import batch_ids, last_round, list_strays, list_submissions, read_round, read_task, write_round
+from claude_batch_dagster.storage.plans import (
+    batch_ids,
+    last_round,
+    list_strays,
+    list_submissions,
+    read_round,
+    read_shard,
+    read_task,
+    write_round,
+)
 from claude_batch_dagster.storage.recovered import list_unstored_strays
 from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.staging import ShardStager
+from temporal_worker.further import InvalidBefore, ModelLimits
 from temporal_worker.root import OpenRoot, check_endpoint
 from temporal_worker.usage import read_usage, sum_cost
 
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK_REQUESTS = 8_192
-KEY_RETRY_S = 60.0
 BYTES_PER_TOKEN = 2
 """Of the worst case: input at one token per two UTF-8 bytes of a request's params."""
 
@@ -49,9 +56,10 @@ def open_round(root: OpenRoot, ask: RoundInput, batches: "Batches", price_usage:
     if opened is None:
         # An open shard behind a further round would be out of everybody's sight.
         check_closed(root, list_submissions(root.store, ask.run_id))
-        shards = () if ask.empty or ask.round > root.entry.max_attempts else _stage_round(root, ask.round, batches, price_usage)
+        over = ask.empty or ask.round > root.entry.max_attempts
+        staged = RoundRecord(round=ask.round, shards=()) if over else _stage_round(root, ask.round, batches, price_usage)
         # Another driver may have opened it meanwhile: then that one counts, and what was staged here is nobody's.
-        opened = write_round(root.store, ask.run_id, RoundRecord(round=ask.round, shards=shards))
+        opened = write_round(root.store, ask.run_id, staged)
     strays = tuple(
         Stray(batch_id=stray.batch_id, round=stray.round, shard=stray.shard)
         for stray in list_unstored_strays(root.store)
@@ -77,13 +85,14 @@ def check_closed(root: OpenRoot, submissions: dict[tuple[int, int], list[Record]
                 )
 
 
-def _stage_round(root: OpenRoot, round_number: int, batches: "Batches", price_usage: PriceUsage) -> tuple[ShardRef, ...]:
+def _stage_round(root: OpenRoot, round_number: int, batches: "Batches", price_usage: PriceUsage) -> RoundRecord:
     check_endpoint(root, batches.find_endpoint())
     entry = root.entry
     previous = read_round(root.store, entry, round_number - 1)
     assert previous is not None, "a round is opened after the one before it"
     submissions = list_submissions(root.store, entry.run_id)
-    tasks = _read_tasks(root, submissions, round_number, _ModelLimits(batches), price_usage)
+    strays = [stray.batch_id for stray in list_strays(root.store) if stray.run_id == entry.run_id]
+    tasks = _read_tasks(root, submissions, strays, round_number, ModelLimits(batches), price_usage)
     reasons: Counter[str] = Counter()
     with root.store.scratch() as scratch:
         stager = ShardStager(
@@ -100,61 +109,33 @@ def _stage_round(root: OpenRoot, round_number: int, batches: "Batches", price_us
                     stager.add(asked.line, asked.worst_nano_usd)
                     reasons[asked.reason] += 1
         shards = stager.finish()
+    if not shards:
+        return RoundRecord(round=round_number, shards=())
     told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
-    if not _fits_cap(root, batch_ids(submissions), shards, told):
-        return ()
-    if shards:
-        log.info("Batch run %s: round %d asks %d requests again: %s.", entry.label, round_number, reasons.total(), told)
-    return shards
+    too_dear = _compare_with_cap(root, [*batch_ids(submissions), *strays], shards)
+    why = f"{told} asked again" if too_dear is None else f"{told} not asked again: {too_dear}; the next run asks them"
+    log.log(logging.INFO if too_dear is None else logging.WARNING, "Batch run %s, round %d: %s.", entry.label, round_number, why)
+    return RoundRecord(round=round_number, shards=shards if too_dear is None else (), why=why)
 
 
-def _fits_cap(root: OpenRoot, own: Sequence[str], shards: Sequence[ShardRef], told: str) -> bool:
+def _compare_with_cap(root: OpenRoot, own: Sequence[str], shards: Sequence[ShardRef]) -> str | None:
+    """Return why the cap has no room for a round, None where it has."""
     entry = root.entry
     cap = entry.cost_nano_usd.cap
-    if not shards or cap is None:
-        return True
+    if cap is None:
+        return None
     spent = sum_cost(read_usage(root.store, root.record.endpoint, [task.task_key for task in entry.tasks], own, run_id=entry.run_id))
-    parts = [shard.worst_nano_usd for shard in shards]
+    # What a late batch will have cost shows at its end.
+    late = [stray for stray in list_unstored_strays(root.store) if stray.run_id == entry.run_id]
+    parts = [shard.worst_nano_usd for shard in (*shards, *(read_shard(root.store, entry, stray.round, stray.shard) for stray in late))]
     worst = None if None in parts else sum(part for part in parts if part is not None)
     if spent is not None and worst is not None and spent + worst <= cap:
-        return True
-    log.warning(
-        "Batch run %s: %s are not asked again: they may cost %s, %s of the cap of %s are spent. They end as they are.",
-        entry.label,
-        told,
-        _show_usd(worst),
-        _show_usd(spent),
-        _show_usd(cap),
-    )
-    return False
+        return None
+    return f"they may cost {_show_usd(worst)}, {_show_usd(spent)} of the cap of {_show_usd(cap)} are spent"
 
 
 def _show_usd(nano_usd: int | None) -> str:
     return "an unknown amount (the model has no price)" if nano_usd is None else f"${nano_usd / 1e9:,.6f}"
-
-
-class _ModelLimits:
-    """Asks the vendor for the most that a model answers, once a model, and only where a request was cut."""
-
-    def __init__(self, batches: "Batches") -> None:
-        self._batches = batches
-        self._found: dict[str, int | None] = {}
-
-    def find(self, model: str) -> int | None:
-        """Return tokens, None where the vendor does not say.
-
-        Raises:
-            VendorUnavailableError: Transient. The key is refused too: the run waits for a worker with one that works.
-        """
-        if model not in self._found:
-            try:
-                found = self._batches.get_model(model)
-            except CredentialsError as error:
-                raise VendorUnavailableError(f"{error} The next round is opened later.", retry_after_s=KEY_RETRY_S) from error
-            except RefusedError:
-                found = None
-            self._found[model] = None if found is None else found.max_tokens
-        return self._found[model]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,24 +147,23 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AskedTask:
-    """A task and what this run's batches answered to it: the round before, the rounds before that, and batches that came late."""
+    """A task and what this run's batches answered to it: in the round before, in the rounds before that, and late."""
 
     model: str
-    limits: _ModelLimits
+    limits: ModelLimits
     price_usage: PriceUsage
     last: Answers
-    earlier: tuple[Answers, ...]
+    invalid_before: InvalidBefore
     strays: Answers
 
     def pick(self, lines: Sequence[bytes], keys: Keys) -> list[_Asked | None]:
         """Return each line as it is asked again, None for those that are not."""
         answered = self.strays.ended_as(keys, Outcome.SUCCEEDED)
-        invalid_before = np.zeros(len(keys), np.bool_)
-        for answers in self.earlier:
-            invalid_before |= answers.ended_as(keys, Outcome.INVALID)
         return [
             None if late or outcome is None else self._ask(line, outcome, error, once_more=not before)
-            for line, (outcome, error), late, before in zip(lines, self.last.outcomes(keys), answered, invalid_before, strict=True)
+            for line, (outcome, error), late, before in zip(
+                lines, self.last.outcomes(keys), answered, self.invalid_before.tell(keys), strict=True
+            )
         ]
 
     def _ask(self, line: bytes, outcome: str, error: str | None, *, once_more: bool) -> _Asked | None:
@@ -213,19 +193,23 @@ class _AskedTask:
 
 
 def _read_tasks(
-    root: OpenRoot, submissions: dict[tuple[int, int], list[Record]], round_number: int, limits: _ModelLimits, price_usage: PriceUsage
+    root: OpenRoot,
+    submissions: dict[tuple[int, int], list[Record]],
+    strays: Sequence[str],
+    round_number: int,
+    limits: ModelLimits,
+    price_usage: PriceUsage,
 ) -> dict[str, _AskedTask]:
-    rounds = [batch_ids({place: records for place, records in submissions.items() if place[0] == n}) for n in range(1, round_number)]
-    strays = [stray.batch_id for stray in list_strays(root.store) if stray.run_id == root.entry.run_id]
+    before = batch_ids({place: records for place, records in submissions.items() if place[0] == round_number - 1})
     tasks: dict[str, _AskedTask] = {}
     for task in root.entry.tasks:
-        *earlier, last, late = [Answers(root.store, root.record.endpoint, task.task_key, batch_ids=ids) for ids in (*rounds, strays)]
+        last, late = [Answers(root.store, root.record.endpoint, task.task_key, batch_ids=ids) for ids in (before, strays)]
         tasks[short_name(task.name)] = _AskedTask(
             model=str(read_task(root.store, task.task_key)["model"]),
             limits=limits,
             price_usage=price_usage,
             last=last,
-            earlier=tuple(earlier),
+            invalid_before=InvalidBefore(root, task.task_key, round_number - 1),
             strays=late,
         )
     return tasks

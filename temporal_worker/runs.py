@@ -207,12 +207,14 @@ class Runs:
         endpoint = self.batches.find_endpoint()
         if root.record.endpoint != endpoint:
             return explain_endpoint(root, endpoint)
+        begun = bool(list_submissions(root.store, root.entry.run_id))
         try:
             check_workspace(root, self.batches.check_key_and_list().workspace_id)
             # What has begun was checked before its first POST, and is not stopped half way by what the vendor changed since.
-            return None if list_submissions(root.store, root.entry.run_id) else self._find_unfit_task(root)
+            return None if begun else self._find_unfit_task(root)
         except (CredentialsError, RefusedError, SpendLimitError) as error:
-            return f"Batch run {root.entry.label} was not begun, nothing was sent: {error}"
+            what = "was begun before and sends nothing more" if begun else "was not begun, nothing was sent"
+            return f"Batch run {root.entry.label} {what}: {error}"
 
     def _find_unfit_task(self, root: OpenRoot) -> str | None:
         find_model = cache(self.batches.get_model)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLAIMED_FOR = timedelta(days=2)
-"""Records of runs that were over before name no batch that is listed as new."""
+"""Batches of runs that were admitted before, and are over, are looked at in vain where they are listed as new: that only delays."""
 MOST_CANDIDATES = 100
 LONGEST_BATCH_S = 26 * 3_600.0
 
@@ -95,7 +95,8 @@ class Settler:
             report: Told what is being done; it may raise to stop the work, which loses nothing.
 
         Returns:
-            What became of it; or a candidate that is still in progress: come again when it may have ended.
+            What became of it; or the candidates that are left once some were proved foreign, whose results need not be read again; or one that
+            is still in progress: come again when it may have ended.
 
         Raises:
             CredentialsError: Terminal.
@@ -109,6 +110,7 @@ class Settler:
         claimed = list_claimed(root.store, self.clock() - CLAIMED_FOR)
         running: list[Batch] = []
         unreadable: list[str] = []
+        foreign: set[str] = set()
         for batch_id in doubt.candidates:
             if batch_id in claimed:
                 continue
@@ -124,11 +126,14 @@ class Settler:
                     if proved:
                         created_at = batch.created_at.isoformat()
                         return self._write(root, doubt, Accepted(id=batch_id, created_at=created_at, by=Evidence.PROOF))
+                    foreign.add(batch_id)
                 case None:
                     unreadable.append(batch_id)
         # What may still prove itself comes before a question: whoever answers one must not find the batch afterwards.
         near = [batch for batch in running if batch.age_s <= LONGEST_BATCH_S]
         if near:
+            if foreign:
+                return Submitted(candidates=tuple(batch_id for batch_id in doubt.candidates if batch_id not in foreign))
             return min(near, key=lambda batch: batch.age_s)
         if unreadable:
             return Submitted(question=_ask(root, doubt.shard, f"Its batch may be {_join(unreadable)}, whose results cannot be read."))

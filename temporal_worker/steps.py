@@ -72,12 +72,16 @@ class Steps:
 
     async def settle(self, shard: int, slot: int, candidates: tuple[str, ...]) -> Submitted:
         """See the candidates to their end, and write what became of the shard."""
-        return await workflow.execute_activity_method(
-            BatchActivities.settle,
-            self._doubt(shard, slot, candidates),
-            summary=f"settle {self.name(shard)}, candidates: {len(candidates)}",
-            **activity_options("settle"),
-        )
+        while True:
+            settled = await workflow.execute_activity_method(
+                BatchActivities.settle,
+                self._doubt(shard, slot, candidates),
+                summary=f"settle {self.name(shard)}, candidates: {len(candidates)}",
+                **activity_options("settle"),
+            )
+            if not settled.candidates:
+                return settled
+            candidates = settled.candidates
 
     async def see_through(self, shard: int, batch_id: str) -> Counts:
         """Wait for a batch's end and collect it."""

@@ -34,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
         Submitted,
     )
     from claude_batch_dagster.core.submission import CloseReason, Mode
-    from temporal_worker.policies import MENDED_BY_PEOPLE
+    from temporal_worker.policies import MENDED_BY_PEOPLE, find_kind, tell_cause
     from temporal_worker.steps import Steps, count_batches
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class BatchRunWorkflow:
                 if self._failure is None or not isinstance(error, ActivityError):
                     raise
                 # What cannot be finished has a reason that came before.
-                raise ApplicationError(f"{self._failure} {_tell_cause(error)}", type="RunError", non_retryable=True) from error
+                raise ApplicationError(f"{self._failure} {tell_cause(error)}", type="RunError", non_retryable=True) from error
         await _finish_whatever_comes(self._settle_canceled())
         raise asyncio.CancelledError
 
@@ -116,6 +116,12 @@ class BatchRunWorkflow:
     @property
     def _buys(self) -> bool:
         return self._run.mode is Mode.RUN and self._failure is None and not self._canceling
+
+    @property
+    def _may_start(self) -> bool:
+        # A shard that is being settled may have a batch at the vendor, and holds its place; a stray only awaits its end.
+        in_flight = len(self._tasks.keys() - self._strays)
+        return self._buys and not self._paused and self._next_shard < self._steps.shards and in_flight < self._max_in_flight
 
     async def _carry_out(self) -> RunReport:
         if not self._opened:
@@ -148,7 +154,7 @@ class BatchRunWorkflow:
             self._start(batch_id, self._keep_stray(batch_id))
         alarm: asyncio.Task[None] | None = None
         while True:
-            while self._buys and not self._paused and self._next_shard < self._steps.shards and len(self._tasks) < self._max_in_flight:
+            while self._may_start:
                 self._start(self._next_shard, self._drive(self._next_shard))
                 self._next_shard += 1
             self._say_note()
@@ -251,8 +257,8 @@ class BatchRunWorkflow:
         """Park what people have to mend; else send nothing more: submits under way are called off, live batches are seen through."""
         if is_cancelled_exception(error):
             return
-        text = _tell_cause(error)
-        if _find_kind(error) in MENDED_BY_PEOPLE:
+        text = tell_cause(error)
+        if find_kind(error) in MENDED_BY_PEOPLE:
             shard = self._strays[work].shard if isinstance(work, str) else work
             self._parked[work] = ParkedShard(shard=shard, question=self._ask_to_mend(text))
             self._paused = True
@@ -309,9 +315,9 @@ class BatchRunWorkflow:
             try:
                 return await call()
             except ActivityError as error:
-                if _find_kind(error) not in MENDED_BY_PEOPLE:
+                if find_kind(error) not in MENDED_BY_PEOPLE:
                     raise
-                self._question = self._ask_to_mend(_tell_cause(error))
+                self._question = self._ask_to_mend(tell_cause(error))
                 self._say_note()
                 await self._await_answer()
                 self._question = None
@@ -427,16 +433,6 @@ class BatchRunWorkflow:
         lines += [f"\n**Failed**: {self._failure}"] if self._failure else []
         lines += [f"\n**Question**: {question}" for question in self.progress().questions]
         workflow.set_current_details("\n".join(lines))
-
-
-def _tell_cause(error: BaseException) -> str:
-    cause = error.cause if isinstance(error, ActivityError) else None
-    return str(getattr(cause, "message", None) or cause or error)
-
-
-def _find_kind(error: BaseException) -> str | None:
-    cause = error.cause if isinstance(error, ActivityError) else None
-    return cause.type if isinstance(cause, ApplicationError) else None
 
 
 async def _finish_whatever_comes(work: Coroutine[object, object, None]) -> None:

@@ -57,6 +57,8 @@ RECORDED = {
     "test_a_limit_that_is_reached_pauses_the_run_until_somebody_says_resume[spend-limit]": "paused",
     "test_a_refusal_in_mid_run_sees_live_batches_through_and_sends_no_more": "refused",
 }
+# Those of other workflows, which clients start; `Bench.record` names them.
+RECORDED_OF_CLIENTS = ("recovered", "recovery_canceled", "audited")
 MODEL = "claude-haiku-5-5"
 SUMMARIZE = Summarize(name="summaries", column="text", model=MODEL, max_words=20)
 
@@ -267,6 +269,26 @@ class Bench:
 
         return asyncio.run(drive())
 
+    def record(self, workflow_type: str, name: str) -> None:
+        """Write the newest history of a workflow that a client started here, where histories are recorded."""
+        assert name in RECORDED_OF_CLIENTS
+        if not os.environ.get("RECORD_HISTORIES"):
+            return
+
+        async def write(driver: "Driver") -> None:
+            async def newest() -> WorkflowHistory | None:
+                found = [
+                    one async for one in driver.client.list_workflows(f"TaskQueue='{self.task_queue}' AND WorkflowType='{workflow_type}'")
+                ]
+                if not found or any(one.close_time is None for one in found):
+                    return None
+                latest = max(found, key=lambda one: one.start_time)
+                return await driver.client.get_workflow_handle(latest.id, run_id=latest.run_id).fetch_history()
+
+            keep_history(name, await until(newest))
+
+        self.run(write)
+
     def finish(self, entry: LogEntry, **options: Any) -> RunReport:
         async def work(driver: Driver) -> RunReport:
             return await driver.result(await driver.start(entry, **options))
@@ -310,10 +332,7 @@ class Driver:
 
         name = await until(status)
         if self.bench.records_as is not None:
-            text = (await self.history(handle)).to_json().replace(socket.gethostname(), "host")
-            text = STACK_TRACE.sub('"stackTrace": ""', text)
-            HISTORIES.mkdir(exist_ok=True)
-            (HISTORIES / f"{self.bench.records_as}.json").write_text(text + "\n")
+            keep_history(self.bench.records_as, await self.history(handle))
         return name
 
     async def progress(self, handle: WorkflowHandle[Any, RunReport]) -> Progress:
@@ -321,6 +340,13 @@ class Driver:
 
     async def history(self, handle: WorkflowHandle[Any, RunReport]) -> WorkflowHistory:
         return await self.client.get_workflow_handle(handle.id).fetch_history()
+
+
+def keep_history(name: str, history: WorkflowHistory) -> None:
+    """Write a history without what tells of the machine that recorded it."""
+    text = STACK_TRACE.sub('"stackTrace": ""', history.to_json().replace(socket.gethostname(), "host"))
+    HISTORIES.mkdir(exist_ok=True)
+    (HISTORIES / f"{name}.json").write_text(text + "\n")
 
 
 async def asked(driver: Driver, handle: "WorkflowHandle[Any, RunReport]") -> Progress:

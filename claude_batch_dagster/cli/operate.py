@@ -15,7 +15,7 @@ from claude_batch_dagster.cli.runs import Records, RunView, describe_run, run_ro
 from claude_batch_dagster.cli.wording import SIMULATED, command, count
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.storage.store import absolute_uri
-from claude_batch_dagster.verbs.endpoint import SIMULATED_FOLDER, SIMULATOR, default_root, is_simulated, root_for
+from claude_batch_dagster.verbs.endpoint import SIMULATED_FOLDER, SIMULATOR, default_root, is_simulated, name_root, root_for
 
 if TYPE_CHECKING:
     from claude_batch_dagster.core.records import LogEntry
@@ -166,7 +166,7 @@ def show_runs(root: str, views: list[RunView]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for view in views:
         for question in view.questions:
-            click.echo(f"{view.entry.label} waits for an answer: {question}")
+            click.echo(f"{view.entry.label} waits for an answer: {name_root(question, root)}")
     for warning in root_warnings(root):
         click.echo(warning)
     click.echo("")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from claude_batch_dagster.cli.reach import Place
 from claude_batch_dagster.cli.report import Known
 from claude_batch_dagster.cli.request_view import request_lines
-from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, count, nano_usd, usd
+from claude_batch_dagster.cli.wording import NANO, SIMULATED, batches, count, nano_usd, to_usd, usd
 from claude_batch_dagster.core.status import STATUSES
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def preview_object(known: Known, found: "Plan") -> dict[str, object]:
         "limit": found.limit,
         "batches": found.batches,
         "tokens": planned_tokens(found),
-        "cost_usd": {"expected": _usd(found.expected_nano_usd), "worst": _usd(found.worst_nano_usd)},
+        "cost_usd": {"expected": to_usd(found.expected_nano_usd), "worst": to_usd(found.worst_nano_usd)},
         "assumption": " ".join(assumptions(found)) or None,
         "example": None if found.example is None else json.loads(found.example),
         "exit_code": 0,
@@ -109,7 +109,3 @@ def planned_tokens(found: "Plan") -> dict[str, int]:
     """Return the tokens that are expected."""
     estimates = found.estimates.values()
     return {"input": sum(one.expected_input_tokens for one in estimates), "output": sum(one.expected_output_tokens for one in estimates)}
-
-
-def _usd(amount_nano: int | None) -> float | None:
-    return None if amount_nano is None else amount_nano / NANO

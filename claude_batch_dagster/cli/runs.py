@@ -1,7 +1,7 @@
 """A run as its records and, where a worker answers, its workflow tell."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from claude_batch_dagster.cli.reach import find_connection
 from claude_batch_dagster.cli.wording import SIMULATED, USUAL_DURATION, batches, command, count, duration, nano_usd
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, Progress, workflow_id
 from claude_batch_dagster.core.submission import Accepted, Closed, NotAccepted, Record, Send
-from claude_batch_dagster.verbs.endpoint import SIMULATOR
+from claude_batch_dagster.verbs.endpoint import SIMULATOR, name_root
 
 if TYPE_CHECKING:
     from claude_batch_dagster.core.records import DoneRecord, LogEntry
@@ -28,6 +28,7 @@ class RunView:
         done: None while it is open.
         submissions: Shard logs by (round, shard).
         live: What its workflow tells, None where none answers.
+        rounds: Why there was a further round, or none, by its number.
         workflow_url: Its page in Temporal's UI, None where none is known.
     """
 
@@ -37,6 +38,7 @@ class RunView:
     submissions: dict[tuple[int, int], list[Record]]
     live: Progress | None
     workflow_url: str | None
+    rounds: dict[int, str] = field(default_factory=dict)
 
     @property
     def submitted(self) -> int:
@@ -82,7 +84,7 @@ class Records:
             entry: The run.
             in_detail: Whether the shard logs of a run that is over are read too.
         """
-        from claude_batch_dagster.storage.plans import list_submissions, read_done
+        from claude_batch_dagster.storage.plans import list_rounds, list_submissions, read_done
 
         done = read_done(self._store, entry.number)
         connection = self._connection
@@ -93,6 +95,7 @@ class Records:
             submissions=list_submissions(self._store, entry.run_id) if in_detail or done is None else {},
             live=self._ask(entry) if done is None else None,
             workflow_url=connection.workflow_url(workflow_id(entry.run_id)) if connection else None,
+            rounds={record.round: record.why for record in list_rounds(self._store, entry) if record.why} if in_detail else {},
         )
 
     def _ask(self, entry: "LogEntry") -> Progress | None:
@@ -139,6 +142,7 @@ def describe_run(view: RunView) -> list[str]:
         f"  Requests  {entry.keys.count:,} in {batches(len(entry.shards))}",
         f"  Batches   {view.submitted:,} submitted, {view.submitted - view.ended:,} in progress, {view.ended:,} ended",
     ]
+    lines += [f"  Round {number}   {why}" for number, why in sorted(view.rounds.items())]
     answered = done.rows if done else view.live.counts.by_outcome if view.live else {}
     if told := ", ".join(f"{number:,} {outcome}" for outcome, number in answered.items() if number):
         lines.append(f"  Answers   {told}")
@@ -219,7 +223,7 @@ def _describe_questions(view: RunView) -> list[str]:
         records = view.submissions.get((view.live.round, asked.get(question, -1)), [])
         sent = next((record for record in reversed(records) if isinstance(record, Send)), None)
         about = f" ({count(sent.count, 'request')}, POST at {_local(sent.sent_at)})" if sent else ""
-        lines.append(f"  Waits for an answer{about}: {question}")
+        lines.append(f"  Waits for an answer{about}: {name_root(question, view.root)}")
     return lines
 
 

@@ -11,7 +11,7 @@ from claude_batch_dagster.cli.options import GroupedCommand, option, root_option
 from claude_batch_dagster.cli.report import Known
 from claude_batch_dagster.cli.request_view import cut_text, request_lines
 from claude_batch_dagster.cli.run import json_option
-from claude_batch_dagster.cli.wording import NANO, SIMULATED, command, count, nano_usd
+from claude_batch_dagster.cli.wording import SIMULATED, command, count, nano_usd, to_usd
 from claude_batch_dagster.storage.store import absolute_uri
 from claude_batch_dagster.verbs.endpoint import SIMULATOR, default_root
 
@@ -110,7 +110,7 @@ def story_object(story: "RowStory") -> dict[str, object]:
         "request": story.request,
         "request_origin": story.request_origin,
         "attempts": [_attempt_object(attempt) for attempt in story.attempts],
-        "cost_usd": _usd(story.cost_nano_usd),
+        "cost_usd": to_usd(story.cost_nano_usd),
         "exit_code": 0,
         "error": None,
     }
@@ -152,7 +152,7 @@ def _attempt_lines(attempt: "Attempt") -> list[str]:
 
 def _attempt_object(attempt: "Attempt") -> dict[str, object]:
     fields: dict[str, object] = {name: getattr(attempt, name) for name in attempt.__slots__}
-    fields["cost_usd"] = _usd(attempt.cost_nano_usd)
+    fields["cost_usd"] = to_usd(attempt.cost_nano_usd)
     del fields["cost_nano_usd"]
     return fields
 
@@ -163,10 +163,6 @@ def _decoded(answer: str) -> object:
     except json.JSONDecodeError:
         return answer
     return found
-
-
-def _usd(amount_nano: int | None) -> float | None:
-    return None if amount_nano is None else amount_nano / NANO
 
 
 def _jsonable(value: object) -> str:

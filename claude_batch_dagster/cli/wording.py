@@ -3,6 +3,7 @@
 import os
 import shlex
 
+from claude_batch_dagster.core.money import usd as usd
 from claude_batch_dagster.verbs.endpoint import SIMULATED_FOLDER, default_root, is_simulated
 
 SIMULATED = "SIMULATED: no request reaches Claude, nothing is paid"
@@ -10,22 +11,14 @@ USUAL_DURATION = "usually under 1 h, at most 24 h"
 NANO = 1_000_000_000
 
 
-def usd(amount: float | None) -> str:
-    """Return an amount of money; small ones keep two significant digits.
-
-    >>> usd(12.345), usd(0.01389), usd(0.00123), usd(0), usd(None)
-    ('$12.35', '$0.014', '$0.0012', '$0.00', 'unknown')
-    """
-    if amount is None:
-        return "unknown"
-    if amount == 0 or abs(amount) >= 0.1:
-        return f"${amount:,.2f}"
-    return "$" + f"{float(f'{amount:.2g}'):.9f}".rstrip("0")
-
-
 def nano_usd(amount: int | None) -> str:
     """Return integer nano-USD as money."""
-    return usd(None if amount is None else amount / NANO)
+    return usd(to_usd(amount))
+
+
+def to_usd(amount: int | None) -> float | None:
+    """Return integer nano-USD as USD."""
+    return None if amount is None else amount / NANO
 
 
 def duration(seconds: float) -> str:

@@ -61,14 +61,12 @@ class Counts:
 
     Attributes:
         by_outcome: Requests by outcome (succeeded, refused, ...).
-        retryable: How many of them a further round would ask again.
         input_tokens: Total input less cache reads and writes.
         cost_nano_usd: Of the answers whose model has a price.
         unpriced: Answers whose model has none: their cost is unknown, not zero.
     """
 
     by_outcome: dict[str, int] = field(default_factory=dict)
-    retryable: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
@@ -81,7 +79,6 @@ class Counts:
         outcomes = {name: self.by_outcome.get(name, 0) + other.by_outcome.get(name, 0) for name in (*self.by_outcome, *other.by_outcome)}
         return Counts(
             by_outcome=outcomes,
-            retryable=self.retryable + other.retryable,
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
@@ -254,6 +251,7 @@ class Submitted:
         question: What a person has to decide.
         doubt: What has to be settled first.
         again: The shard's records tell now: submit it again.
+        candidates: Batches that may still be the shard's, the others are not: settle it with these.
     """
 
     batch_id: str | None = None
@@ -261,6 +259,7 @@ class Submitted:
     question: str | None = None
     doubt: Doubt | None = None
     again: bool = False
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@
 | expired | any | no | unchanged |
 | canceled, pending | any | no | no |
 
-Only the error's type decides, never its message.
+Final is what its run would not ask again: where a run ended before the round that it grants (drained, canceled, failed, or the cap had no
+money for it), the next run asks the request, whatever its outcome. Only the error's type decides, never its message.
 """
 
 from enum import StrEnum
@@ -57,7 +58,7 @@ def error_type(error: str | None) -> str:
 
 
 def is_final(outcome: str, error: str | None) -> bool:
-    """Tell whether the next run leaves the request as it is."""
+    """Tell whether the next run leaves the request as it is, once its own run grants it no further round."""
     return outcome in FINAL_OUTCOMES or (outcome == Outcome.ERRORED and error_type(error) in FINAL_ERRORS)
 
 

@@ -137,10 +137,15 @@ class StrayRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`rounds/{run_id}/{round}.json`, from 2: the shards that are asked again; an empty one ends the run."""
+    """`rounds/{run_id}/{round}.json`, from 2: the shards that are asked again; an empty one ends the run.
+
+    Attributes:
+        why: What is asked again, or is not and why not, for people; empty where there was nothing to ask.
+    """
 
     round: int
     shards: tuple[ShardRef, ...]
+    why: str = ""
     format: int = 1
 
 
@@ -155,6 +160,14 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_tokens: int
     cache_write_tokens: int
     cost_nano_usd: int | None
+
+
+class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`plans/{run_id}/try-{task_key}-{n}.json`: a try of a new task is about to be sent; removed where the vendor surely did nothing."""
+
+    task_key: str
+    asked_at: str
+    format: int = 1
 
 
 class TriedRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ class Response:
         input_tokens: Prompt less cache reads and writes.
         max_tokens: What the request allowed, thinking included.
         cost_nano_usd: None where the model has no price; 0 where nothing is billed.
+        retryable: Whether its run grants the request a further round: where none came, the next run asks it.
     """
 
     request_key: bytes
@@ -68,6 +69,7 @@ class Response:
     cache_write_1h_tokens: int = 0
     max_tokens: int = 0
     cost_nano_usd: int | None = 0
+    retryable: bool = False
 
     @property
     def cache_write_tokens(self) -> int:

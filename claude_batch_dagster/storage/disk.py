@@ -11,11 +11,13 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 PART_PREFIX = ".claude-batch#"
 STALE_AFTER_S = 86_400.0
 """A file that was being made so long ago has nobody who makes it."""
 COPY_CHUNK_BYTES = 1 << 20
+FOLDER_TRIES = 5
 
 
 def write_file(target: Path, content: bytes | Path, *, replace: bool) -> bool:
@@ -32,10 +34,9 @@ def write_file(target: Path, content: bytes | Path, *, replace: bool) -> bool:
     Raises:
         OSError: The operating system's; what was there is as it was, unless only the last step failed, to force the folder to the disk.
     """
-    _make_folder(target.parent)
     part = target.with_name(f"{PART_PREFIX}{uuid.uuid4().int}")
     try:
-        with part.open("xb") as file:
+        with _create(part) as file:
             if isinstance(content, Path):
                 with content.open("rb") as origin:
                     shutil.copyfileobj(origin, file, COPY_CHUNK_BYTES)
@@ -58,6 +59,16 @@ def remove_stale_parts(folder: Path) -> None:
         for entry in entries:
             if entry.name.startswith(PART_PREFIX) and time.time() - entry.stat().st_mtime > STALE_AFTER_S:
                 os.unlink(entry.path)
+
+
+def _create(part: Path) -> BinaryIO:
+    """Open a new file, in a folder that others may take away while it is empty: who looks at a root leaves nothing behind."""
+    for _ in range(FOLDER_TRIES - 1):
+        with suppress(FileNotFoundError):
+            _make_folder(part.parent)
+            return part.open("xb")
+    _make_folder(part.parent)
+    return part.open("xb")
 
 
 def _take_name(part: Path, target: Path, *, replace: bool) -> bool:

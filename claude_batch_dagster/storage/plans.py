@@ -125,6 +125,12 @@ def read_round(store: Store, entry: LogEntry, number: int) -> RoundRecord | None
     return None if content is None else decode_stored(store, path, content, _decode_round)
 
 
+def list_rounds(store: Store, entry: LogEntry) -> list[RoundRecord]:
+    """Read all rounds of a run, in order, the first one too."""
+    found = (read_round(store, entry, number) for number in (1, *_numbers(store, f"rounds/{entry.run_id}")))
+    return [record for record in found if record is not None]
+
+
 def last_round(store: Store, entry: LogEntry) -> RoundRecord:
     """Return the highest round that has a record."""
     numbers = _numbers(store, f"rounds/{entry.run_id}")
@@ -192,7 +198,11 @@ def list_strays(store: Store) -> list[StrayRecord]:
 
 
 def list_claimed(store: Store, since: datetime) -> set[str]:
-    """Return the batches that records name, of runs that are open or were admitted since then."""
+    """Return the batches that records name, of runs that are open or were admitted since then.
+
+    `admitted_at` is the clock of whoever admitted the run: where that is wrong, batches are missing here, never too many. They are
+    looked at in vain then, for only results prove whose a batch is.
+    """
     claimed = {stray.batch_id for stray in list_strays(store)}
     done = set(_numbers(store, "done"))
     for entry in read_entries(store):

@@ -93,7 +93,7 @@ def remove_token(store: Store, token: Token) -> None:
     """
     store.delete(token.path)
     for place in token.made:
-        # Not empty where somebody else began to work meanwhile.
+        # Not empty where somebody else began to work meanwhile; who is about to, makes it again (storage/disk.py).
         with suppress(OSError):
             place.rmdir()
 

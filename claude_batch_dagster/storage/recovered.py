@@ -160,6 +160,8 @@ def _append_file(store: Store, path: str, added: Path, grown: Path) -> None:
     ):
         for part in (known, new):
             for rows in part.iter_batches(ROW_GROUP_ROWS):
+                if "retryable" not in rows.schema.names:
+                    rows = rows.append_column(SCHEMA.field("retryable"), pa.nulls(rows.num_rows, pa.bool_()))
                 writer.write_batch(rows.cast(SCHEMA), row_group_size=ROW_GROUP_ROWS)
     store.put_file(path, grown)
 

@@ -1,7 +1,8 @@
 """The response store: what Claude answered, failures included, one file a batch and task. Append-only.
 
 - `responses/{endpoint}/{task_key}/{batch_id}.parquet` is named by its batch, so that whoever collects the batch writes the same file.
-- The best response of a key counts: a usable one first, then a final one, then the latest.
+- The best response of a key counts: a usable one first, then one with a final outcome, then the latest. It is final unless it says that its
+  run granted the request a further round: had that come, a later response would be the best.
 """
 
 from collections import OrderedDict
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from claude_batch_dagster.core.outcome import Outcome, is_final
+from claude_batch_dagster.core.outcome import Outcome, is_final, raise_max_tokens
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import KEY_TYPE, Keys, Mask, keys_from_arrow, pack_keys
 from claude_batch_dagster.storage.store import Store
@@ -39,12 +40,14 @@ SCHEMA = pa.schema(
         pa.field("batch_id", pa.string()),
         pa.field("round", pa.int32()),
         pa.field("answered_at", pa.timestamp("us", "UTC")),
+        pa.field("retryable", pa.bool_()),
     ]
 )
+ANSWER_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("retryable"))
 _OUTCOMES = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.PENDING)
 _CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
 _FAILURE_CODES = np.array([_CODES[outcome] for outcome in (Outcome.TRUNCATED, Outcome.INVALID, Outcome.ERRORED)], np.uint8)
-_RANK_COLUMNS = ["request_key", "outcome", "error", "round", "answered_at", "output_tokens"]
+_RANK_COLUMNS = ["request_key", "outcome", "error", "round", "answered_at", "output_tokens", "retryable"]
 
 
 def responses_path(endpoint: str, task_key: str, batch_id: str) -> str:
@@ -68,11 +71,12 @@ def write_responses(
 def _to_arrow(rows: Sequence[Response], batch_id: str, round_number: int, answered_at: datetime) -> pa.RecordBatch:
     keys = pa.ExtensionArray.from_storage(KEY_TYPE, pa.array([row.request_key for row in rows], pa.binary(16)))
     plain = [pa.array([getattr(row, name) for row in rows], SCHEMA.field(name).type) for name in SCHEMA.names[1:12]]
+    marks = pa.array([row.retryable for row in rows], pa.bool_())
     constant = [
         pa.array([value] * len(rows), SCHEMA.field(name).type)
-        for name, value in zip(SCHEMA.names[12:], (batch_id, round_number, answered_at), strict=True)
+        for name, value in zip(SCHEMA.names[12:15], (batch_id, round_number, answered_at), strict=True)
     ]
-    return pa.record_batch([keys, *plain, *constant], schema=SCHEMA)
+    return pa.record_batch([keys, *plain, *constant, marks], schema=SCHEMA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,14 @@ class Answers:
         found[found] = index.final[places[found]] & np.isin(index.outcome[places[found]], _FAILURE_CODES)
         return found
 
+    def raised_caps(self, keys: Keys) -> list[int | None]:
+        """Return the `max_tokens` of the round that a cut answer's run granted and did not open; None for all other keys."""
+        caps: list[int | None] = [None] * len(keys)
+        cut = np.flatnonzero(self.ended_as(keys, Outcome.TRUNCATED) & ~self.final(keys))
+        for row, max_tokens in zip(cut, self.fetch(self.find(keys)[cut])["max_tokens"].to_pylist(), strict=True):
+            caps[row] = raise_max_tokens(max_tokens, None) or max_tokens
+        return caps
+
     def count_outcomes(self, keys: Keys) -> dict[str, int]:
         """Count keys by the outcome of their best response, `pending` for none."""
         places = self.find(keys)
@@ -142,7 +154,7 @@ class Answers:
     def fetch(self, places: npt.NDArray[np.int64]) -> pa.Table:
         """Read responses by place, in the order given."""
         if not len(places):
-            return SCHEMA.empty_table()
+            return ANSWER_SCHEMA.empty_table()
         files, rows = self._index.file[places], self._index.row[places]
         parts: list[pa.Table] = []
         order: list[npt.NDArray[np.int64]] = []
@@ -176,17 +188,18 @@ class Answers:
         return found
 
     def _load(self) -> _Located:
-        parts: list[tuple[Keys, Mask, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int32]]] = []
+        parts: list[tuple[Keys, Mask, Mask, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int32]]] = []
         for path in self._paths:
-            table = pq.read_table(self._store.open(path), columns=_RANK_COLUMNS)
+            table = pq.ParquetFile(self._store.open(path)).read(columns=_RANK_COLUMNS)
             outcomes = table["outcome"].to_pylist()
             codes = np.fromiter((_CODES[outcome] for outcome in outcomes), np.uint8, len(outcomes))
             usable = codes == _CODES[Outcome.SUCCEEDED]
             final = np.fromiter(
                 (is_final(o, e) for o, e in zip(outcomes, table["error"].to_pylist(), strict=True)), np.bool_, len(outcomes)
             )
+            retryable = _read_marks(table)
             stamps = table["answered_at"].cast(pa.int64()).to_numpy()
-            parts.append((keys_from_arrow(table["request_key"]), final, codes, stamps, table["round"].to_numpy()))
+            parts.append((keys_from_arrow(table["request_key"]), final, retryable, codes, stamps, table["round"].to_numpy()))
             self._answered += int(usable.sum())
             self._output_tokens += int(pc.sum(pc.if_else(pa.array(usable), table["output_tokens"], 0)).as_py() or 0)
         if not parts:
@@ -194,7 +207,7 @@ class Answers:
             return _Located(
                 keys=pack_keys([]), final=empty.astype(np.bool_), outcome=empty.astype(np.uint8), file=empty.astype(np.int32), row=empty
             )
-        keys, final, codes, stamps, rounds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        keys, final, retryable, codes, stamps, rounds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         lengths = [len(part[0]) for part in parts]
         files = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
         rows = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
@@ -202,7 +215,7 @@ class Answers:
         last = np.ones(len(order), np.bool_)
         last[:-1] = (keys[order][1:] != keys[order][:-1]).any(axis=1)
         best = order[last]
-        return _Located(keys=keys[best], final=final[best], outcome=codes[best], file=files[best], row=rows[best])
+        return _Located(keys=keys[best], final=(final & ~retryable)[best], outcome=codes[best], file=files[best], row=rows[best])
 
     def _row_groups(self, file: int) -> list[tuple[int, int, int]]:
         metadata = self._opened(file).metadata
@@ -213,7 +226,7 @@ class Answers:
         place = (file, group)
         table = self._cache.pop(place, None)
         if table is None:
-            table = self._opened(file).read_row_group(group)
+            table = self._opened(file).read_row_group(group, columns=ANSWER_SCHEMA.names)
         self._cache[place] = table
         if len(self._cache) > CACHED_ROW_GROUPS:
             self._cache.popitem(last=False)
@@ -223,6 +236,13 @@ class Answers:
         if file not in self._files:
             self._files[file] = pq.ParquetFile(self._store.open(self._paths[file]))
         return self._files[file]
+
+
+def _read_marks(table: pa.Table) -> Mask:
+    """Return which rows are retryable; a file from before there was the column says it of none."""
+    if "retryable" not in table.column_names:
+        return np.zeros(table.num_rows, np.bool_)
+    return np.asarray(pc.fill_null(table["retryable"], False).to_numpy(), np.bool_)
 
 
 def _search(sorted_keys: Keys, keys: Keys) -> npt.NDArray[np.int64]:

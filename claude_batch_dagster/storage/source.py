@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,9 +243,17 @@ class Source:
                         column=column,
                     )
 
-    def changed(self) -> bool:
-        """Tell whether any file was added, removed or rewritten since this listing."""
-        return [(file.path, file.version) for file in Source(self.dataset).files] != [(file.path, file.version) for file in self.files]
+    def changed(self, partitions: Collection[str] | None = None) -> bool:
+        """Tell whether a file was added, removed or rewritten since this listing.
+
+        Args:
+            partitions: Whose files count, None for all.
+        """
+        return Source(self.dataset)._versions(partitions) != self._versions(partitions)
+
+    def _versions(self, partitions: Collection[str] | None) -> list[tuple[str, str]]:
+        counted = (file for file in self.files if partitions is None or self.partition_of(file) in partitions)
+        return [(file.path, file.version) for file in counted]
 
     def _list(self, name: str | None) -> list[SourceFile]:
         found = [(name, self._version(SourceFile(path=name, version="")))] if name else self._store.list_versions("")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from claude_batch_dagster.core.records import CostRange, KeysRef, LogEntry, Owner, ShardRef, SourceRef, TaskRef
 from claude_batch_dagster.core.request import parse_custom_id, short_name
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id, params_bytes
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, params_bytes
 from claude_batch_dagster.storage.keys import KeySet, OwnedKeys, owned_keys_path, pack_keys, read_owned_keys
 from claude_batch_dagster.storage.plans import admit_entry, read_entry, read_log
 from claude_batch_dagster.storage.staging import ShardStager
@@ -93,7 +93,7 @@ def _restage(
                 key = pack_keys([bytes.fromhex(identity.request_key)])
                 if lost[task_key].contains(key)[0]:
                     continue
-                place = stager.add(line, estimators[identity.name].add(params_bytes(line)))
+                place = stager.add(line, estimators[identity.name].add(params_bytes(line), line_max_tokens(line)))
                 assert place is not None, "it had a place before"
                 owned.append(task_key, key, [place.shard], [place.position])
         left = stager.finish()

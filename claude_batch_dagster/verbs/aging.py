@@ -8,6 +8,7 @@ from claude_batch_dagster.core.recovery_contract import RESULTS_KEPT
 from claude_batch_dagster.core.submission import Accepted
 from claude_batch_dagster.storage.plans import list_submissions, read_log
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.verbs.endpoint import root_options
 
 WARN_AFTER = timedelta(days=25)
 
@@ -55,10 +56,10 @@ def warn_of_aging(store: Store, now: datetime | None = None) -> list[str]:
     by_run: dict[str, list[AgingBatch]] = {}
     for one in find_aging(store, now):
         by_run.setdefault(one.run, []).append(one)
-    return [_warn(run, batches, now) for run, batches in by_run.items()]
+    return [_warn(store.uri, run, batches, now) for run, batches in by_run.items()]
 
 
-def _warn(run: str, batches: list[AgingBatch], now: datetime) -> str:
+def _warn(root: str, run: str, batches: list[AgingBatch], now: datetime) -> str:
     first = batches[0]
     what = f"batch {first.batch_id} is" if len(batches) == 1 else f"{len(batches):,} batches are"
     left = first.readable_until - now
@@ -69,7 +70,7 @@ def _warn(run: str, batches: list[AgingBatch], now: datetime) -> str:
     )
     return (
         f"Batch run {run}: {what} not collected, {_days(now - first.created_at)} after creation. Results can be read for 29 days: {when}. "
-        f"They are paid for. Start a worker with the key and type the run's command again; see claude-batch status {run}"
+        f"They are paid for. Start a worker with the key and type the run's command again; see claude-batch status {run} {root_options(root)}"
     )
 
 

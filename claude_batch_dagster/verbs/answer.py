@@ -9,7 +9,6 @@ from datetime import timedelta
 from enum import StrEnum
 
 from temporalio.client import Client, WorkflowFailureError
-from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import (
@@ -26,7 +25,7 @@ from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAsk, How, Mode, NotAccepted, Record, Unknown, next_step
 from claude_batch_dagster.storage.plans import append_submission, last_round, list_submissions, read_done
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.connection import Connection, connect
+from claude_batch_dagster.verbs.connection import Connection, connect, find_reason
 from claude_batch_dagster.verbs.execute import RPC_TIMEOUT
 
 ADOPT_TIMEOUT = timedelta(minutes=31)
@@ -155,10 +154,7 @@ async def _adopt(
             static_summary=f"is {batch_id} shard {shard} of {entry.label}?",
         )
     except WorkflowFailureError as error:
-        cause: BaseException = error.cause
-        while isinstance(cause, ActivityError) and cause.cause is not None:
-            cause = cause.cause
-        raise RunError(str(getattr(cause, "message", None) or cause)) from error
+        raise RunError(find_reason(error)) from error
     return said
 
 

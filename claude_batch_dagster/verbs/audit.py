@@ -5,7 +5,6 @@ import uuid
 from datetime import timedelta
 
 from temporalio.client import WorkflowFailureError
-from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError
 
 from claude_batch_dagster.core.contract import Finding, Health
@@ -14,7 +13,7 @@ from claude_batch_dagster.core.recovery_contract import AUDIT_ID_PREFIX, AUDIT_W
 from claude_batch_dagster.storage.plans import read_root
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.aging import warn_of_aging
-from claude_batch_dagster.verbs.connection import Connection, connect
+from claude_batch_dagster.verbs.connection import Connection, connect, find_reason
 
 AUDIT_TIMEOUT = timedelta(hours=2)
 RECOVER = "Harvest them, with the arguments of the run that asked: claude-batch recover"
@@ -47,10 +46,7 @@ async def ask_for_audit(root: str, connection: Connection) -> AuditReport:
         )
         report: AuditReport = await handle.result()
     except WorkflowFailureError as error:
-        cause: BaseException = error.cause
-        while isinstance(cause, ActivityError) and cause.cause is not None:
-            cause = cause.cause
-        raise RunError(f"The audit ended early: {getattr(cause, 'message', None) or cause} Type the command again.") from error
+        raise RunError(f"The audit ended early: {find_reason(error)} Type the command again.") from error
     except RPCError as error:
         raise TemporalUnavailableError(f"The audit cannot be made: {error}. Try again.") from error
     return report

@@ -1,6 +1,7 @@
 """The cost cap: the worst case is compared with it before anything is admitted or sent."""
 
 from claude_batch_dagster.core.errors import CostError
+from claude_batch_dagster.core.money import usd
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan
 from claude_batch_dagster.verbs.reasons import explain_reasons
@@ -22,13 +23,13 @@ def check_cap(job: Job, plan: Plan, spent_worst_nano_usd: int = 0) -> None:
         models = sorted({target.task.model for target in job.targets if plan.estimates[target.task.name].worst_nano_usd is None})
         raise CostError(
             f"{_requests(asked)} to {', '.join(models)} would be sent, and this model has no known price, so the worst case cannot be compared with "
-            f"the cap of {_usd(job.max_cost_usd * _NANO)}. Nothing was sent. Check the model's name, or lift the cap: leave --max-cost-usd out (in Dagster: max_cost_usd=None)."
+            f"the cap of {usd(job.max_cost_usd)}. Nothing was sent. Check the model's name, or lift the cap: leave --max-cost-usd out (in Dagster: max_cost_usd=None)."
         )
     if worst + spent_worst_nano_usd > job.max_cost_usd * _NANO:
         total = plan.total
         raise CostError(
             f"{_requests(asked)} for {total.rows:,} {'row' if total.rows == 1 else 'rows'} would be sent ({explain_plan(plan)}{_others(plan)}); the cost is about "
-            f"{_usd(expected)} and at most {_usd(worst + spent_worst_nano_usd)}, which is over the cap of {_usd(job.max_cost_usd * _NANO)}. "
+            f"{usd(expected / _NANO)} and at most {usd((worst + spent_worst_nano_usd) / _NANO)}, which is over the cap of {usd(job.max_cost_usd)}. "
             "Nothing was sent. Raise --max-cost-usd (in Dagster: max_cost_usd), lower max_tokens, or ask fewer rows (--limit).",
             rows=total.rows,
             requests=asked,
@@ -50,9 +51,3 @@ def _others(plan: Plan) -> str:
 
 def _requests(number: int) -> str:
     return f"{number:,} {'request' if number == 1 else 'requests'}"
-
-
-def _usd(nano_usd: float) -> str:
-    # Beside a cap of $0.01 a worst case of $0.014 must not read $0.01.
-    amount = nano_usd / _NANO
-    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else "$" + f"{float(f'{amount:.2g}'):.9f}".rstrip("0")

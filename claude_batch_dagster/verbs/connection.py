@@ -11,7 +11,7 @@ from claude_batch_dagster.core.contract import DEFAULT_TASK_QUEUE
 from claude_batch_dagster.core.errors import TemporalUnavailableError
 
 if TYPE_CHECKING:
-    from temporalio.client import Client
+    from temporalio.client import Client, WorkflowFailureError
 
 CONNECT_TIMEOUT_S = 30.0
 RETRY_EVERY_S = 0.5
@@ -106,3 +106,13 @@ async def connect(connection: Connection, timeout_s: float = CONNECT_TIMEOUT_S) 
                     address=address,
                 ) from error
         await asyncio.sleep(RETRY_EVERY_S)
+
+
+def find_reason(error: "WorkflowFailureError") -> str:
+    """Return why a workflow failed, in the words of the activity that could not go on."""
+    from temporalio.exceptions import ActivityError
+
+    cause: BaseException = error.cause
+    while isinstance(cause, ActivityError) and cause.cause is not None:
+        cause = cause.cause
+    return str(getattr(cause, "message", None) or cause)

@@ -1,6 +1,8 @@
 """Whose API the work goes to, under the name that records carry; and the root that belongs to it."""
 
 import os
+import re
+import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ SIMULATOR_HEADER = "simulator"
 DEFAULT_ROOT = ".claude_batch"
 SIMULATED_FOLDER = "simulated"
 PROBE_TIMEOUT_S = 2.0
+ANSWER_COMMAND = re.compile(r"claude-batch answer r\d+(?: \d+)? (?:adopt BATCH|resend|abandon|resume)")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,6 +30,21 @@ def default_root(environ: Mapping[str, str] = os.environ) -> str:
 def is_simulated(environ: Mapping[str, str] = os.environ) -> bool:
     """Tell whether CLAUDE_BATCH_SIMULATE asks for simulated work."""
     return environ.get("CLAUDE_BATCH_SIMULATE", "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def name_root(question: str, root: str) -> str:
+    """Return a run's question with the root in each command that answers it: it can be typed anywhere, whatever the environment names.
+
+    >>> name_root("Raise the limit; at once with: claude-batch answer r1 resume", "/data/root/simulated")
+    'Raise the limit; at once with: claude-batch answer r1 resume --root /data/root --simulate'
+    """
+    return ANSWER_COMMAND.sub(lambda found: f"{found[0]} {root_options(root)}", question)
+
+
+def root_options(root: str) -> str:
+    """Return the options by which any command finds a root."""
+    base = root.removesuffix(f"/{SIMULATED_FOLDER}")
+    return shlex.join(["--root", base, *([] if base == root else ["--simulate"])])
 
 
 def has_credentials(environ: Mapping[str, str] = os.environ) -> bool:

@@ -78,21 +78,28 @@ class Estimator:
         self._assumption = (
             f"{EXPECTED_BYTES_PER_TOKEN} bytes a token of input; {self._output_tokens:,.0f} tokens of output a request, {source}"
         )
-        self._requests = self._largest = self._worst_input = self._expected_input = self._worst_nano = 0
+        self._requests = self._largest = self._worst_input = self._worst_output = self._expected_input = self._worst_nano = 0
         self._expected_nano = 0.0
 
-    def add(self, params_bytes: int) -> int | None:
-        """Count a request; return what it may cost at most, in nano-USD, None where the model has no price."""
+    def add(self, params_bytes: int, max_tokens: int | None = None) -> int | None:
+        """Count a request; return what it may cost at most, in nano-USD, None where the model has no price.
+
+        Args:
+            params_bytes: Its length.
+            max_tokens: Where it is asked with another one than the task's.
+        """
+        max_tokens = max_tokens or self._max_tokens
         worst_input = -(-params_bytes // WORST_BYTES_PER_TOKEN)
         expected_input = math.ceil(params_bytes / EXPECTED_BYTES_PER_TOKEN)
         self._requests += 1
         self._largest = max(self._largest, params_bytes)
         self._worst_input += worst_input
+        self._worst_output += max_tokens
         self._expected_input += expected_input
         worst_prices, prices = unit_prices(self._model, worst_input), unit_prices(self._model, expected_input)
         if worst_prices is None or prices is None:
             return None
-        worst = -(-(worst_input * worst_prices.input + self._max_tokens * worst_prices.output) // _MILLION)
+        worst = -(-(worst_input * worst_prices.input + max_tokens * worst_prices.output) // _MILLION)
         self._worst_nano += worst
         self._expected_nano += (expected_input * prices.input + self._output_tokens * prices.output) / _MILLION
         return worst
@@ -104,7 +111,7 @@ class Estimator:
             requests=self._requests,
             worst_input_tokens=self._worst_input,
             expected_input_tokens=self._expected_input,
-            worst_output_tokens=self._requests * self._max_tokens,
+            worst_output_tokens=self._worst_output,
             expected_output_tokens=round(self._requests * self._output_tokens),
             worst_nano_usd=self._worst_nano if priced else None,
             expected_nano_usd=round(self._expected_nano) if priced else None,

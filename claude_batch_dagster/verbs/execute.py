@@ -17,7 +17,6 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
@@ -26,7 +25,8 @@ from claude_batch_dagster.core.records import DoneRecord, LogEntry, Owner
 from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.plans import read_done
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.connection import Connection, connect
+from claude_batch_dagster.verbs.connection import Connection, connect, find_reason
+from claude_batch_dagster.verbs.endpoint import name_root
 
 LOOK_EVERY_S = 0.5
 ASK_TEMPORAL_EVERY_S = 3.0
@@ -157,7 +157,7 @@ class Watch:
     def ask_once(self, run: Watched) -> None:
         """Note the questions of a run that were not noted yet."""
         for question in run.progress.questions if run.progress else ():
-            self.note_once(f"{run.entry.label} waits for an answer: {question}")
+            self.note_once(f"{run.entry.label} waits for an answer: {name_root(question, self.store.uri)}")
 
     def note_once(self, text: str) -> None:
         """Note a line, unless it was noted before."""
@@ -311,10 +311,7 @@ async def _find_cause(handle: WorkflowHandle[object, object]) -> str:
     try:
         await handle.result(rpc_timeout=RPC_TIMEOUT)
     except WorkflowFailureError as error:
-        cause: BaseException = error.cause
-        while isinstance(cause, ActivityError) and cause.cause is not None:
-            cause = cause.cause
-        return str(getattr(cause, "message", None) or cause)
+        return find_reason(error)
     return "its workflow gave no reason."
 
 

@@ -411,11 +411,12 @@ class _TargetPlan:
         """Stage the requests of these rows."""
         rows = np.flatnonzero(asked)
         places = []
-        for row in rows:
+        for row, max_tokens in zip(rows, self.known.answers.raised_caps(piece.keys[rows]), strict=True):
             request = piece.requests[row]
             assert request is not None, "only rows with a request are asked about"
             self.example = self.example or request.params.decode()
-            places.append(stage.add(self.task.name, request, self.estimator.add(len(request.params))))
+            worst = self.estimator.add(len(request.params), max_tokens)
+            places.append(stage.add(self.task.name, request, worst, max_tokens))
         stage.own(self.task.task_key, piece.keys[rows], places)
 
 

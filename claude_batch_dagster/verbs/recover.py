@@ -24,7 +24,6 @@ from temporalio.client import (
     WorkflowQueryFailedError,
 )
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.contract import PROGRESS_QUERY
@@ -42,7 +41,7 @@ from claude_batch_dagster.storage.plans import read_log
 from claude_batch_dagster.storage.recovered import WantedKeys, iter_wanted_keys, remove_recovery, wanted_keys_path
 from claude_batch_dagster.storage.source import Source, SourceFile
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.connection import Connection, connect
+from claude_batch_dagster.verbs.connection import Connection, connect, find_reason
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.lost_root import end_orphans, find_orphans
 from claude_batch_dagster.verbs.pin import pin_job_root
@@ -297,11 +296,9 @@ async def _read_result(handle: "WorkflowHandle[object, Harvest]") -> Harvest:
     try:
         return await handle.result(rpc_timeout=RPC_TIMEOUT)
     except WorkflowFailureError as error:
-        cause: BaseException = error.cause
-        while isinstance(cause, ActivityError) and cause.cause is not None:
-            cause = cause.cause
-        reason = str(getattr(cause, "message", None) or cause)
-        raise RunError(f"The recovery ended early: {reason} What was harvested is kept. The same command again goes on.") from error
+        raise RunError(
+            f"The recovery ended early: {find_reason(error)} What was harvested is kept. The same command again goes on."
+        ) from error
 
 
 async def _query(handle: "WorkflowHandle[object, Harvest]") -> RecoverProgress | None:

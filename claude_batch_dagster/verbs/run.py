@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from temporalio.service import RPCError
 
 from claude_batch_dagster.core.contract import workflow_id
-from claude_batch_dagster.core.errors import CostError, RunError, TemporalUnavailableError, UsageError
+from claude_batch_dagster.core.errors import ClaudeBatchError, CostError, RunError, TemporalUnavailableError, UsageError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry, ModelUsage
 from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.core.submission import Mode
@@ -20,6 +20,7 @@ from claude_batch_dagster.verbs.admit import admit_plan
 from claude_batch_dagster.verbs.aging import warn_of_aging
 from claude_batch_dagster.verbs.cap import check_cap
 from claude_batch_dagster.verbs.connection import Connection, connect
+from claude_batch_dagster.verbs.endpoint import name_root
 from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, Watched, check_concluded, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.lost_root import find_orphans, refuse_lost_root
@@ -122,6 +123,11 @@ class _DeclinedError(UsageError):
     """A person said no to a plan."""
 
 
+def _tell_more(error: ClaudeBatchError) -> str:
+    """Return an error of a further plan, whose words are those of a first one."""
+    return str(error).replace("Nothing was sent", "Nothing more was sent")
+
+
 def _find_cost(entry: LogEntry, done: DoneRecord | None) -> int:
     """Return what a run cost; the worst case of one that is not over, or whose model has no price."""
     if done is not None and done.cost_nano_usd is not None:
@@ -158,7 +164,7 @@ class _Runner:
                 if not self.own:
                     raise
                 # What was asked is paid: it is published, and what came in meanwhile is left for later.
-                self.left.append(str(error))
+                self.left.append(_tell_more(error))
                 break
             if plan.total.asked or plan.waits:
                 # Before admission: what cannot be started must not own keys.
@@ -175,7 +181,7 @@ class _Runner:
             if detach:
                 break
             if not admission.waits:
-                if changes == MAX_CHANGES or not plan.source.changed():
+                if changes == MAX_CHANGES or not plan.source.changed(self.job.partitions):
                     break
                 changes += 1
                 self._report(
@@ -201,7 +207,13 @@ class _Runner:
                 last_s = time.monotonic()
                 self._report(self._planned("plan", tally))
 
-        plan = plan_job(self.job, concluded_runs=[entry.run_id for entry, _ in self.own], waited_runs=self.waited, on_rows=on_rows)
+        try:
+            plan = plan_job(self.job, concluded_runs=[entry.run_id for entry, _ in self.own], waited_runs=self.waited, on_rows=on_rows)
+        except ClaudeBatchError as error:
+            if self.own:
+                kept = f"What batch run {self.own[-1][0].label} was answered is kept: the same command again asks only for the rest."
+                error.args = (f"{_tell_more(error)} {kept}",)
+            raise
         check_cap(self.job, plan, self._reserved_nano_usd())
         self.first = self.first or plan
         self.last = plan
@@ -245,8 +257,8 @@ class _Runner:
             except RPCError as error:
                 if attempt + 1 == START_TRIES:
                     raise TemporalUnavailableError(
-                        f"Batch run {own.label} was admitted and its workflow cannot be started: {error}. Nothing was sent. "
-                        "The same command again settles it and asks anew.",
+                        f"Batch run {own.label} was admitted, and Temporal does not confirm the start of its workflow: {error}. It may have begun and "
+                        "sent its batches. Nothing of it is paid twice. Type the same command again: it goes on with the run, or settles it and asks anew.",
                         run=own.label,
                     ) from error
                 await asyncio.sleep(START_EVERY_S)
@@ -322,7 +334,7 @@ class _Runner:
 
     def _changed(self, plan: Plan, outputs: tuple[PublishedOutput, ...]) -> list[str]:
         pending = sum(output.written.rows["pending"] for output in outputs)
-        if not outputs or not pending or not plan.source.changed():
+        if not outputs or not pending or not plan.source.changed(self.job.partitions):
             return []
         return [
             f"The source changed while it was asked about: {pending:,} {'row is' if pending == 1 else 'rows are'} pending. Run again to ask about {'it' if pending == 1 else 'them'}."
@@ -365,7 +377,7 @@ class _Runner:
             run=shown.entry.label,
             workflow_id=workflow_id(shown.entry.run_id),
             message=message,
-            question=questions[0] if questions else None,
+            question=name_root(questions[0], self.store.uri) if questions else None,
         )
 
     def _report(self, progress: JobProgress) -> None:

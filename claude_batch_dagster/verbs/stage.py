@@ -5,7 +5,7 @@ from pathlib import Path
 
 from claude_batch_dagster.core.records import KeysRef, ShardRef
 from claude_batch_dagster.core.request import Request, encode_line, line_bytes
-from claude_batch_dagster.core.shard import Place, ShardPacker
+from claude_batch_dagster.core.shard import Place, ShardPacker, raise_line
 from claude_batch_dagster.storage.keys import Keys, OwnedKeys, owned_keys_path
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
@@ -29,7 +29,7 @@ class CountingStage:
     def __init__(self, job: Job) -> None:
         self._packer = ShardPacker(max_requests=job.max_requests_per_batch)
 
-    def add(self, name: str, request: Request, worst_nano_usd: int | None) -> Place:
+    def add(self, name: str, request: Request, worst_nano_usd: int | None, max_tokens: int | None) -> Place:
         """Place a request."""
         place = self._packer.place(line_bytes(name, request))
         assert place is not None, "what alone exceeds a body was left out before"
@@ -55,9 +55,10 @@ class PlanStage:
         self._stager = ShardStager(store, run_id=run_id, round_number=1, scratch=scratch, max_requests=job.max_requests_per_batch)
         self._owned = OwnedKeys(scratch / "owned_keys.parquet")
 
-    def add(self, name: str, request: Request, worst_nano_usd: int | None) -> Place:
-        """Stage a request."""
-        place = self._stager.add(encode_line(name, request, NO_TAG), worst_nano_usd)
+    def add(self, name: str, request: Request, worst_nano_usd: int | None, max_tokens: int | None) -> Place:
+        """Stage a request, with another `max_tokens` than its task's where that is given."""
+        line = encode_line(name, request, NO_TAG)
+        place = self._stager.add(line if max_tokens is None else raise_line(line, max_tokens), worst_nano_usd)
         assert place is not None, "what alone exceeds a body was left out before"
         return place
 

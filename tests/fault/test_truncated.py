@@ -38,6 +38,7 @@ def test_a_cut_answer_is_asked_again_with_twice_the_room(bench: Bench, start_sim
     [(_, _, first), (_, _, second)] = found = caps(command)
     assert found == [(1, "truncated", first), (2, "succeeded", second)]
     assert first < 300 <= second == 2 * first
+    assert f"Round 2   {ROWS} truncated asked again\n" in command.call("status", "r1").stdout
     assert last_object(command.run())["requests"] == {"asked": 0, "already_answered": ROWS, "in_flight": 0}
 
 
@@ -82,7 +83,7 @@ def test_a_cap_at_the_models_own_is_not_raised(bench: Bench, start_simulator: St
 
 
 def test_more_room_that_the_cap_has_no_money_for_is_not_asked(bench: Bench, start_simulator: StartSimulator, tmp_path: Path) -> None:
-    """What was spent and the same again would fit, twice the room does not: the rows end truncated, the cap holds."""
+    """What was spent and the same again would fit, twice the room does not: the rows end truncated, and the cap holds until it is lifted."""
     simulator = start_simulator("long-answers=300")
     command = start(bench, simulator, tmp_path / "work")
     planned = command.call(
@@ -96,3 +97,17 @@ def test_more_room_that_the_cap_has_no_money_for_is_not_asked(bench: Bench, star
     assert rows_by_status(finished) == {"total": ROWS, "truncated": ROWS}
     assert 0 < last_object(finished)["cost_usd"] <= worst * 2.2
     assert sent(simulator) == [ROWS]
+
+    assert f"Round 2   {ROWS} truncated not asked again: they may cost $" in command.call("status", "r1").stdout
+    refused = command.run("--max-cost-usd", f"{worst * 1.01:.6f}")
+    assert refused.returncode == 1, refused.stdout
+    assert sent(simulator) == [ROWS]
+    lifted = command.run()
+
+    # Not as it was: it would be cut again.
+    (_, _, second), (_, _, first) = caps(command)
+    assert caps(command) == [(1, "succeeded", second), (1, "truncated", first)]
+    assert second == 2 * first
+    assert rows_by_status(lifted) == {"total": ROWS, "succeeded": ROWS}
+    assert sent(simulator) == [ROWS, ROWS]
+    assert last_object(command.run())["requests"]["asked"] == 0

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from claude_batch_dagster.core.errors import SourceError
 from claude_batch_dagster.storage.source import ParquetDataset
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.job import Job, Target
-from claude_batch_dagster.verbs.plan import Plan
+from claude_batch_dagster.verbs.plan import Plan, plan_job
+from claude_batch_dagster.verbs.progress import JobProgress, OnProgress
 from claude_batch_dagster.verbs.run import JobResult, run_job
 from tests.stack import SUMMARIZE, Bench, RunningSimulator, texts
 
@@ -38,7 +41,12 @@ def make_job(bench: Bench, folder: Path, **more: object) -> Job:
 
 
 def run_while(
-    bench: Bench, simulator: RunningSimulator, job: Job, change: Callable[[], None], confirm: Callable[[Plan], bool] | None = None
+    bench: Bench,
+    simulator: RunningSimulator,
+    job: Job,
+    change: Callable[[], object],
+    confirm: Callable[[Plan], bool] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> JobResult:
     """Run a job; change its source while the first batch is held."""
     batches = len(simulator.batches())
@@ -53,7 +61,7 @@ def run_while(
     thread = threading.Thread(target=meanwhile)
     thread.start()
     try:
-        return run_job(job, Connection(address=bench.address, task_queue=bench.task_queue), confirm=confirm)
+        return run_job(job, Connection(address=bench.address, task_queue=bench.task_queue), on_progress, confirm=confirm)
     finally:
         thread.join()
 
@@ -102,3 +110,65 @@ def test_a_partition_that_came_in_meanwhile_is_written_with_the_others(
 
     assert result.rows["succeeded"] == 4
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.parquet")) == ["day=1", "day=2"]
+
+
+@pytest.mark.parametrize(("changed", "plans_again"), [("day=1", True), ("day=2", False)])
+def test_only_a_change_of_the_asked_partitions_is_planned_for(
+    bench: Bench, start_simulator: StartSimulator, tmp_path: Path, changed: str, plans_again: bool
+) -> None:
+    """A day that nobody asked about may be written meanwhile."""
+    simulator = start_simulator("hold")
+    bench.start_worker(simulator)
+    for day, rows in (("day=1", [0, 1]), ("day=2", [2])):
+        write_rows(tmp_path / "in" / day / "part-0.parquet", rows)
+    source = ParquetDataset(path=str(tmp_path / "in"), key="id", partition_column="day")
+    told: list[JobProgress] = []
+
+    job = make_job(bench, tmp_path, source=source, partitions=("1",))
+    result = run_while(
+        bench, simulator, job, lambda: write_rows(tmp_path / "in" / changed / "part-0.parquet", [0, 1, 3]), on_progress=told.append
+    )
+
+    assert any("The source changed meanwhile" in (progress.message or "") for progress in told) == plans_again
+    assert result.rows["succeeded"] == (3 if plans_again else 2)
+    assert [path.parent.name for path in (tmp_path / "out").rglob("*.parquet")] == ["day=1"]
+
+
+def test_a_cap_that_what_came_in_meanwhile_exceeds_does_not_say_that_nothing_was_sent(
+    bench: Bench, start_simulator: StartSimulator, tmp_path: Path
+) -> None:
+    """The first batch is paid, and published."""
+    simulator = start_simulator("hold")
+    bench.start_worker(simulator)
+    source = tmp_path / "in" / "part-0.parquet"
+    write_rows(source, [0, 1])
+    worst = plan_job(make_job(bench, tmp_path), preview=True).worst_nano_usd
+    assert worst is not None
+
+    job = make_job(bench, tmp_path, max_cost_usd=1.01 * worst / 1e9)
+    result = run_while(bench, simulator, job, lambda: write_rows(source, range(20)))
+
+    assert (result.rows["succeeded"], result.rows["pending"]) == (2, 18)
+    assert "which is over the cap of" in result.warnings[0]
+    assert "Nothing more was sent." in result.warnings[0]
+    assert "Nothing was sent" not in result.warnings[0]
+
+
+def test_a_source_that_breaks_meanwhile_says_what_is_kept(bench: Bench, start_simulator: StartSimulator, tmp_path: Path) -> None:
+    """Once it is mended the same job pays for nothing again."""
+    simulator = start_simulator("hold")
+    bench.start_worker(simulator)
+    source = tmp_path / "in" / "part-0.parquet"
+    write_rows(source, [0, 1])
+
+    with pytest.raises(SourceError) as raised:
+        run_while(bench, simulator, make_job(bench, tmp_path), lambda: source.write_bytes(b"PAR1 no more PAR1"))
+
+    assert "is not a Parquet file" in str(raised.value)
+    assert "Nothing more was sent." in str(raised.value)
+    assert "Nothing was sent" not in str(raised.value)
+    assert str(raised.value).endswith("What batch run r1 was answered is kept: the same command again asks only for the rest.")
+
+    write_rows(source, [0, 1])
+    result = run_job(make_job(bench, tmp_path), Connection(address=bench.address, task_queue=bench.task_queue))
+    assert (result.rows["succeeded"], result.requests["asked"]) == (2, 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from claude_batch_dagster.core.records import StrayRecord
+from claude_batch_dagster.core.recovery_contract import AUDIT_WORKFLOW_TYPE, RECOVER_WORKFLOW_TYPE
 from claude_batch_dagster.storage.plans import write_stray
 from claude_batch_dagster.storage.store import Store
 from tests.fault.judge import ROWS, CommandLine, assert_whole, last_object
@@ -54,6 +55,8 @@ def test_audit_before_and_after_a_recovery(command: CommandLine) -> None:
     assert command.call("recover", *JOB).returncode == 0
     whole = command.call("doctor", "--audit", "--json")
     assert (whole.returncode, last_object(whole)["audit"]["recovered"]) == (0, 1)
+    command.bench.record(RECOVER_WORKFLOW_TYPE, "recovered")
+    command.bench.record(AUDIT_WORKFLOW_TYPE, "audited")
     assert last_object(command.run())["requests"]["asked"] == 0
     assert_whole(command)
 
@@ -81,6 +84,7 @@ def test_interrupted_while_it_waits_and_typed_again(command: CommandLine) -> Non
     assert process.returncode == 130, err
     assert "What was harvested is kept" in err
     assert json.loads(out.splitlines()[-1])["exit_code"] == 130
+    command.bench.record(RECOVER_WORKFLOW_TYPE, "recovery_canceled")
     command.simulator.clear()
     found = last_object(command.call("recover", *JOB))
     assert (found["batches"]["stored_before"], found["batches"]["harvested"]) == (1, 1)

@@ -123,9 +123,12 @@ def test_a_run_that_cannot_be_started_is_named_and_settled_by_the_same_command(
         with pytest.raises(TemporalUnavailableError) as raised:
             run_job(job, connection, on_admitted=lambda _: remove(connection))
     text = str(raised.value)
-    assert text.startswith("Batch run r1 was admitted and its workflow cannot be started: ")
+    assert text.startswith("Batch run r1 was admitted, and Temporal does not confirm the start of its workflow: ")
     assert connection.namespace in text
-    assert text.endswith("Nothing was sent. The same command again settles it and asks anew.")
+    # A start whose reply was lost would read the same.
+    assert "Nothing was sent" not in text
+    assert "It may have begun and sent its batches." in text
+    assert text.endswith("Type the same command again: it goes on with the run, or settles it and asks anew.")
     assert raised.value.context["run"] == "r1"
     assert simulator.books()["calls"] == {}
     assert read_done(bench.store, 1) is None, "its keys stay its own until somebody settles it"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.client import WorkflowHandle
 
 from claude_batch_dagster.core.contract import RunReport
+from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.submission import NotAccepted
 from claude_batch_dagster.verbs.answer import Choice
 from tests.integration.test_worker_settle import answer
@@ -17,11 +19,21 @@ from tests.stack import Bench, Driver, RunningSimulator, asked, texts, until
 StartSimulator = Callable[..., RunningSimulator]
 
 
-async def submitted(driver: Driver, handle: Any, batches: int = 1) -> None:
-    async def look() -> bool | None:
-        return (await driver.progress(handle)).submitted >= batches or None
+def begin(bench: Bench, simulator: RunningSimulator, rows: int) -> LogEntry:
+    """Start a worker, and stage a run that sends one request a batch, one after another."""
+    bench.start_worker(simulator)
+    return bench.stage(texts(rows), max_requests=1, max_in_flight=1)
 
-    await until(look)
+
+async def start(driver: Driver, entry: LogEntry) -> "WorkflowHandle[Any, RunReport]":
+    """Start the run, and wait for its first batch."""
+    handle = await driver.start(entry)
+
+    async def sent() -> bool | None:
+        return (await driver.progress(handle)).submitted >= 1 or None
+
+    await until(sent)
+    return handle
 
 
 @pytest.mark.parametrize("fault", ["spend-limit", "spend-cap", "402"])
@@ -30,12 +42,10 @@ def test_a_limit_that_is_reached_pauses_the_run_until_somebody_says_resume(
 ) -> None:
     """What was sent is collected meanwhile; one shard asks, the others are not even tried."""
     simulator = start_simulator(seconds=1.5)
-    bench.start_worker(simulator)
-    entry = bench.stage(texts(4), max_requests=1, max_in_flight=1)
+    entry = begin(bench, simulator, 4)
 
     async def work(driver: Driver) -> RunReport:
-        handle = await driver.start(entry)
-        await submitted(driver, handle)
+        handle = await start(driver, entry)
         simulator.switch_on(fault, "all")
         progress = await asked(driver, handle)
         assert len(progress.questions) == 1
@@ -55,12 +65,10 @@ def test_a_limit_that_is_reached_pauses_the_run_until_somebody_says_resume(
 def test_a_key_that_is_revoked_in_mid_run_is_asked_for_and_loses_no_answer(bench: Bench, start_simulator: StartSimulator) -> None:
     """A batch that is paid for waits for a key that works; so does what was not sent yet."""
     simulator = start_simulator(seconds=1.0)
-    bench.start_worker(simulator)
-    entry = bench.stage(texts(3), max_requests=1, max_in_flight=1)
+    entry = begin(bench, simulator, 3)
 
     async def work(driver: Driver) -> RunReport:
-        handle = await driver.start(entry)
-        await submitted(driver, handle)
+        handle = await start(driver, entry)
         simulator.switch_on("401-from")
         assert "ANTHROPIC_API_KEY" in (await asked(driver, handle)).questions[0]
         simulator.clear()
@@ -74,12 +82,10 @@ def test_a_key_that_is_revoked_in_mid_run_is_asked_for_and_loses_no_answer(bench
 def test_what_is_mended_without_a_word_is_noticed(bench: Bench, start_simulator: StartSimulator) -> None:
     """The run looks again after 15 s, then less and less often."""
     simulator = start_simulator(seconds=0.5)
-    bench.start_worker(simulator)
-    entry = bench.stage(texts(2), max_requests=1, max_in_flight=1)
+    entry = begin(bench, simulator, 2)
 
     async def work(driver: Driver) -> RunReport:
-        handle = await driver.start(entry)
-        await submitted(driver, handle)
+        handle = await start(driver, entry)
         simulator.switch_on("402", "all")
         await asked(driver, handle)
         simulator.clear()
@@ -114,13 +120,11 @@ def test_a_staged_body_that_changed_is_not_sent_until_it_is_restored(bench: Benc
 def test_a_root_that_is_gone_in_mid_run_is_asked_for_and_gone_on_with(bench: Bench, start_simulator: StartSimulator) -> None:
     """Nothing is sent without the records; once they are back, the paid batch is collected."""
     simulator = start_simulator(seconds=1.0)
-    bench.start_worker(simulator)
-    entry = bench.stage(texts(2), max_requests=1, max_in_flight=1)
+    entry = begin(bench, simulator, 2)
     root = Path(bench.store.uri)
 
     async def work(driver: Driver) -> RunReport:
-        handle = await driver.start(entry)
-        await submitted(driver, handle)
+        handle = await start(driver, entry)
         shutil.move(root, root.with_name("elsewhere"))
         question = (await asked(driver, handle)).questions[0]
         assert "the root lost its records" in question
@@ -140,8 +144,7 @@ def test_a_cancel_that_needs_a_key_stops_the_batch_once_there_is_one(bench: Benc
     entry = bench.stage(texts(2))
 
     async def work(driver: Driver) -> str:
-        handle = await driver.start(entry)
-        await submitted(driver, handle)
+        handle = await start(driver, entry)
         simulator.switch_on("401-from")
         await handle.cancel()
         assert "ANTHROPIC_API_KEY" in (await asked(driver, handle)).questions[0]
@@ -156,12 +159,10 @@ def test_a_cancel_that_needs_a_key_stops_the_batch_once_there_is_one(bench: Benc
 def test_a_run_that_asks_can_still_be_canceled(bench: Bench, start_simulator: StartSimulator) -> None:
     """Its rows are free again."""
     simulator = start_simulator(seconds=0.5)
-    bench.start_worker(simulator)
-    entry = bench.stage(texts(2), max_requests=1, max_in_flight=1)
+    entry = begin(bench, simulator, 2)
 
     async def work(driver: Driver) -> str:
-        handle = await driver.start(entry)
-        await submitted(driver, handle)
+        handle = await start(driver, entry)
         simulator.switch_on("402", "all")
         await asked(driver, handle)
         await handle.cancel()

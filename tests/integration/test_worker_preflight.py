@@ -149,12 +149,20 @@ def test_a_vendor_that_cannot_now_is_asked_again(bench: Bench, start_simulator: 
 
 @pytest.mark.parametrize(
     ("point", "asked"),
-    [("preflight.before", 1), ("preflight.after", 2), ("put:plans.before", 2), ("put:plans.after", 1), ("put:preflights.after", 1)],
+    [
+        ("put:plans.before=kill", 1),
+        ("put:plans.after=kill", 1),
+        ("preflight.before=kill", 1),
+        ("preflight.after=kill", 2),
+        ("put:plans.before=kill@2", 2),
+        ("put:plans.after=kill@2", 1),
+        ("put:preflights.after=kill", 1),
+    ],
 )
 def test_a_killed_worker_costs_one_sample_at_most(bench: Bench, start_simulator: StartSimulator, point: str, asked: int) -> None:
     """Between the reply and its record it is asked again; the batch is sent once."""
     simulator = start_simulator()
-    worker = bench.start_worker(simulator, CLAUDE_BATCH_FAULT_POINTS=f"{point}=kill")
+    worker = bench.start_worker(simulator, CLAUDE_BATCH_FAULT_POINTS=point)
     entry = stage(bench, SUMMARIZE)
 
     async def work(driver: Driver) -> Any:
@@ -177,7 +185,7 @@ def test_a_killed_worker_costs_one_sample_at_most(bench: Bench, start_simulator:
 def test_a_try_that_failed_is_paid_once_though_the_worker_dies(bench: Bench, start_simulator: StartSimulator) -> None:
     """What came of it is recorded before it is told."""
     simulator = start_simulator()
-    worker = bench.start_worker(simulator, CLAUDE_BATCH_FAULT_POINTS="put:plans.after=kill")
+    worker = bench.start_worker(simulator, CLAUDE_BATCH_FAULT_POINTS="put:plans.after=kill@2")
     entry = stage(bench, plain(max_tokens=3))
 
     async def work(driver: Driver) -> Any:

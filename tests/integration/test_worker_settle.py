@@ -95,6 +95,37 @@ def test_what_was_never_created_is_sent_again(bench: Bench, start_simulator: Sta
     assert len([batch for batch in simulator.batches() if batch["id"] != foreign]) == 1
 
 
+def test_what_was_proved_foreign_is_not_read_again(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Two batches of the shard's size have ended, and the shard's own is polled on: the results of each are read once."""
+    simulator = start_simulator(seconds=0.2)
+    foreign = [post_foreign(simulator, 2) for _ in range(2)]
+    batches = Batches("any", simulator.url)
+    while not all(batches.get(batch_id).ended for batch_id in foreign):
+        time.sleep(0.05)
+    batches.close()
+    simulator.switch_on("hold", len(foreign) + 1)
+    simulator.switch_on("accept-then-drop")
+    bench.start_worker(simulator)
+    entry = bench.stage(texts(2))
+
+    async def work(driver: Driver) -> RunReport:
+        handle = await driver.start(entry)
+        looked = simulator.books()["calls"].get("get", 0)
+
+        async def polled() -> bool | None:
+            return simulator.books()["calls"].get("get", 0) >= looked + 8 or None
+
+        await until(polled)
+        assert simulator.books()["calls"]["results"] == len(foreign)
+        simulator.clear()
+        return await driver.result(handle)
+
+    assert bench.run(work).counts.by_outcome == {"succeeded": 2}
+    assert bench.kinds(entry) == {(1, 0): SENT_AND_COLLECTED}
+    # One each; the shard's own is read as proof, and collected.
+    assert simulator.books()["calls"]["results"] == len(foreign) + 2
+
+
 @pytest.mark.parametrize(
     ("point", "kinds"),
     [

@@ -20,7 +20,7 @@ from claude_batch_dagster.storage.plans import LogSnapshot, read_log
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.subtract import read_subtractions
 from temporal_worker.vendor import NotCreated
-from tests.model import admission, submission, world
+from tests.model import admission, shard_drivers, submission, world
 from tests.model.search import Found, Model, search
 from tests.model.stores import Contents, ModelStore
 from tests.model.submission import OneShard
@@ -163,12 +163,12 @@ SAFEGUARDS = (
     Removal(
         name="the looker waits out the sender's time",
         model=_one_shard(send_s=1.9, lost=0),
-        without=lambda: _waits(lambda _: submission.SETTLE_S),
+        without=lambda: _waits(lambda _: shard_drivers.SETTLE_S),
     ),
     Removal(
         name="the looker waits for the list",
         model=_one_shard(lost=0),
-        without=lambda: _waits(lambda wait_s: max(wait_s - submission.SETTLE_S, 0.1)),
+        without=lambda: _waits(lambda wait_s: max(wait_s - shard_drivers.SETTLE_S, 0.1)),
     ),
     Removal(
         name="a candidate is proved by its results, not by its size",

@@ -8,28 +8,18 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import product
 from typing import NamedTuple
 from unittest.mock import patch
-from uuid import UUID
 
 import temporal_worker.submit
-from claude_batch_dagster.core.contract import DoubtInput, ShardInput, Submitted
-from claude_batch_dagster.core.errors import TransientError
 from claude_batch_dagster.core.submission import Accepted, Closed, Mode, Send, decode_record
-from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.admit import admit_plan
-from claude_batch_dagster.verbs.plan import plan_job
-from temporal_worker.settle import Settler
-from temporal_worker.submit import Submitter
-from temporal_worker.vendor import Batch
-from tests.model.replay import Operation, Programs, Task, ask
-from tests.model.stores import ROOT, Contents, ModelStore
-from tests.model.world import NOON, ModelVendor, make_folder, make_job, read_custom_ids, result_line
+from tests.model import shard_drivers
+from tests.model.replay import Operation, Programs, Task
+from tests.model.shard_drivers import Names, planned_root, stop, submit
+from tests.model.stores import Contents
+from tests.model.world import read_custom_ids, result_line
 
-SETTLE_S = 2.5
-"""Of a vendor who takes a tick of a second to create, and another to list."""
 NEVER = -1
 
 
@@ -99,104 +89,6 @@ class Bounds:
     pause: int | None = 0
 
 
-class _Names:
-    """Stands for the module `uuid`: a sender is named by its driver, which POSTs once at a time."""
-
-    def uuid4(self) -> UUID:
-        """Return the driver's."""
-        return UUID(int=ord(_driver))
-
-
-_driver = ""
-_vendor = ModelVendor()
-_store = ModelStore()
-
-
-def _look_at_clock() -> float:
-    """Return the seconds since this sender began: its first look of each try is its beginning."""
-    seconds: float = ask("look at the clock" if _vendor.is_sending else "begin")
-    return seconds
-
-
-SUBMITTER = Submitter(
-    open_store=lambda _: _store,
-    batches=_vendor,
-    clock=lambda: NOON,
-    boot_s=_look_at_clock,
-    send_s=0.9,
-    settle_s=SETTLE_S,
-)
-SETTLER = Settler(open_store=lambda _: _store, batches=_vendor, clock=lambda: NOON)
-
-
-@cache
-def planned_root() -> tuple[dict[str, bytes], str]:
-    """Return a root with one admitted run of one request, written by the product, and the run's id."""
-    with make_folder() as folder:
-        job = make_job(folder, str(folder / "root"), "x")
-        own = admit_plan(job, plan_job(job)).own
-        assert own is not None
-        store = Store(job.root)
-        return {path: store.get(path) or b"" for kind in ("log", "plans", "tasks") for path in store.list(kind)} | {
-            "root.json": store.get("root.json") or b""
-        }, own.run_id
-
-
-def submit(driver: str, mode: Mode) -> Task | str:
-    """One attempt of the activity `submit`; a failure that may pass has Temporal try again."""
-    global _driver
-    _driver = driver
-    _, run_id = planned_root()
-    try:
-        told = SUBMITTER.submit(ShardInput(root=ROOT, number=1, run_id=run_id, round=1, shard=0, mode=mode), lambda _: None)
-    except TransientError:
-        return Task(submit, (driver, mode))
-    return _follow(driver, mode, told)
-
-
-def wait(driver: str, mode: Mode, slot: int, wait_s: float) -> Task | str:
-    """The workflow's timer."""
-    ask("sleep", wait_s)
-    return Task(find_candidates, (driver, mode, slot))
-
-
-def find_candidates(driver: str, mode: Mode, slot: int) -> Task | str:
-    """The activity `find_candidates`."""
-    found = SETTLER.find_candidates(_doubt(slot))
-    return "a question" if found.question else Task(settle, (driver, mode, slot, found.batch_ids))
-
-
-def settle(driver: str, mode: Mode, slot: int, candidates: tuple[str, ...]) -> Task | str:
-    """One attempt of the activity `settle`."""
-    told = SETTLER.settle(_doubt(slot, candidates), lambda _: None)
-    if isinstance(told, Batch):
-        return Task(await_end, (driver, mode, slot, candidates, told.id))
-    return _follow(driver, mode, told)
-
-
-def await_end(driver: str, mode: Mode, slot: int, candidates: tuple[str, ...], batch_id: str) -> Task | str:
-    """The pause until a candidate may have ended."""
-    ask("await", batch_id)
-    return Task(settle, (driver, mode, slot, candidates))
-
-
-def _follow(driver: str, mode: Mode, told: Submitted) -> Task | str:
-    if told.doubt is not None:
-        return Task(wait, (driver, mode, told.doubt.slot, told.doubt.wait_s))
-    if told.again:
-        return Task(submit, (driver, mode))
-    return "a question" if told.question else "closed" if told.closed else "a batch"
-
-
-def _doubt(slot: int, candidates: tuple[str, ...] = ()) -> DoubtInput:
-    _, run_id = planned_root()
-    return DoubtInput(root=ROOT, number=1, run_id=run_id, round=1, shard=0, slot=slot, candidates=candidates)
-
-
-def _stop(words: str) -> str:
-    return words
-
-
 @dataclass(slots=True)
 class OneShard:
     """The model of one shard."""
@@ -212,8 +104,8 @@ class OneShard:
     def stand_ins(self) -> AbstractContextManager[object]:
         """Return what makes the product repeatable."""
         stack = ExitStack()
-        stack.enter_context(patch.object(temporal_worker.submit, "uuid", _Names()))
-        stack.enter_context(patch.dict(globals(), SUBMITTER=replace(SUBMITTER, send_s=self.bounds.send_s)))
+        stack.enter_context(patch.object(temporal_worker.submit, "uuid", Names()))
+        stack.enter_context(patch.object(shard_drivers, "SUBMITTER", replace(shard_drivers.SUBMITTER, send_s=self.bounds.send_s)))
         return stack
 
     def initial(self) -> State:
@@ -221,8 +113,8 @@ class OneShard:
         objects, _ = planned_root()
         body = next(content for path, content in objects.items() if "/requests/" in path)
         self.custom_ids = read_custom_ids(body)
-        self.dead = self.programs.start(Task(_stop, ("dead",)))
-        self.beyond = self.programs.start(Task(_stop, ("beyond the bounds",)))
+        self.dead = self.programs.start(Task(stop, ("dead",)))
+        self.beyond = self.programs.start(Task(stop, ("beyond the bounds",)))
         store = 0
         for path, content in objects.items():
             _, store = self.contents.apply(store, ("put", path, content))

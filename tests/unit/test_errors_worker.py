@@ -14,7 +14,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from claude_batch_dagster.core.contract import BatchInput, FinishInput, ShardInput
+from claude_batch_dagster.core.contract import BatchInput, FinishInput, OpenInput, ShardInput
 from claude_batch_dagster.core.errors import (
     CredentialsError,
     RefusedError,
@@ -205,6 +205,22 @@ def test_a_missing_sample_request_stops_the_run(store: Store, entry: LogEntry) -
     staged = msgspec.structs.replace(entry, preflights=(ref,))
     with pytest.raises(RootError, match=r"plans/x/preflight\.json is missing: the root lost its records\. Nothing was sent\. Restore"):
         Preflights(batches=vendor(), price_usage=price, clock=lambda: NOW).find_failure(opened(store, staged))
+
+
+@pytest.mark.parametrize(
+    ("begun", "says"),
+    [(False, "was not begun, nothing was sent: "), (True, "was begun before and sends nothing more: ")],
+    ids=["new", "begun"],
+)
+def test_a_refused_key_does_not_say_that_a_begun_run_sent_nothing(store: Store, entry: LogEntry, begun: bool, says: str) -> None:
+    def refuse() -> VendorReply:
+        raise CredentialsError("the list of batches: the API refuses this key (HTTP 401).")
+
+    if begun:
+        append_submission(store, entry.run_id, 1, 0, 0, SEND)
+    opener = replace(runs(store), batches=vendor(check_key_and_list=refuse))
+    failure = opener.open_run(OpenInput(root=store.uri, number=entry.number, run_id=entry.run_id, mode=Mode.RUN)).failure
+    assert failure == f"Batch run r1 {says}the list of batches: the API refuses this key (HTTP 401)."
 
 
 def submitter(**calls: Callable[..., Any]) -> Submitter:

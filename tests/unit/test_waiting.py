@@ -60,8 +60,8 @@ def test_a_long_wait_is_a_dozen_lines_with_the_link_early(log, clock, lines):
         "Planned 300 rows: 298 requests to ask, 0 answered already, 0 in flight in other runs. Batches usually end within 1 h, and within 24 h at most.",
         "Batch run r7 (2 batches). Workflow: http://ui/namespaces/default/workflows/w%2F7",
     ]
-    assert lines[3] == "2 of 2 batches submitted, 1 processing, 1 ended, after 2 h 0 min; $0.0000 so far."
-    assert lines[4] == "2 of 2 batches submitted, 0 processing, 2 ended, after 24 h 0 min; $0.5000 so far."
+    assert lines[3] == "2 of 2 batches submitted, 1 processing, 1 ended, after 2 h 0 min; $0.00 so far."
+    assert lines[4] == "2 of 2 batches submitted, 0 processing, 2 ended, after 24 h 0 min; $0.50 so far."
     assert len(lines) == 6
 
 
@@ -103,7 +103,7 @@ def test_a_refusals_numbers_are_metadata_with_money_in_dollars():
 
 
 @pytest.mark.parametrize(
-    ("worst", "cost"), [(30_000_000, "about $0.0200, at most $0.0300"), (None, "at an unknown cost")], ids=["priced", "unpriced"]
+    ("worst", "cost"), [(30_000_000, "about $0.02, at most $0.03"), (None, "at an unknown cost")], ids=["priced", "unpriced"]
 )
 def test_why_rows_are_asked_and_for_how_much_is_logged_before_anything_is_sent(log, lines, worst, cost):
     plan = SimpleNamespace(

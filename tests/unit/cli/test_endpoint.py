@@ -7,7 +7,7 @@ import pytest
 
 from claude_batch_dagster.core.errors import CredentialsError, TemporalUnavailableError, VendorUnavailableError
 from claude_batch_dagster.verbs.connection import Connection, connect, external_connection, lazy_connection
-from claude_batch_dagster.verbs.endpoint import resolve_endpoint, root_for
+from claude_batch_dagster.verbs.endpoint import name_root, resolve_endpoint, root_for
 
 
 @pytest.fixture
@@ -66,3 +66,25 @@ def test_lazy_connection_starts_its_server_only_when_it_connects(closed_port):
     with pytest.raises(TemporalUnavailableError):
         asyncio.run(connect(connection, timeout_s=0.1))
     assert started == [1]
+
+
+@pytest.mark.parametrize(
+    ("root", "options"),
+    [
+        ("/data/my root", "--root '/data/my root'"),
+        ("s3://lake/root/simulated", "--root s3://lake/root --simulate"),
+    ],
+)
+def test_every_answer_that_a_question_offers_names_the_root(root, options):
+    question = (
+        "Type one of: `claude-batch answer r12 0 adopt BATCH`, `claude-batch answer r12 0 resend` or `claude-batch answer r12 0 abandon`."
+    )
+    named = name_root(question, root)
+    assert named.count("`") == 6
+    assert named == question.replace("BATCH`", f"BATCH {options}`").replace("resend`", f"resend {options}`").replace(
+        "abandon`", f"abandon {options}`"
+    )
+    assert (
+        name_root("Mend it; at once with: claude-batch answer r1 resume", root)
+        == f"Mend it; at once with: claude-batch answer r1 resume {options}"
+    )

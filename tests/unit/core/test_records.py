@@ -15,6 +15,7 @@ from claude_batch_dagster.core.records import (
     SourceRef,
     TaskRef,
     TriedRecord,
+    TryRecord,
     WorkspaceRecord,
 )
 
@@ -49,7 +50,8 @@ DONE = DoneRecord(
 NAMES = {
     RootRecord(root_id="i", endpoint="e", temporal_namespace="n"): "root_id endpoint temporal_namespace format",
     WorkspaceRecord(workspace_id="w"): "workspace_id format",
-    RoundRecord(round=2, shards=(SHARD,)): "round shards format",
+    RoundRecord(round=2, shards=(SHARD,)): "round shards why format",
+    TryRecord(task_key="t", asked_at="a"): "task_key asked_at format",
     TriedRecord(task_key="t", answered_at="a", outcome="succeeded", stop_reason=None, usage=USAGE, problem=None): (
         "task_key answered_at outcome stop_reason usage problem format"
     ),

@@ -5,6 +5,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,3 +100,29 @@ def test_what_a_killed_process_left_is_removed_after_a_day_and_not_earlier(tmp_p
     assert young.exists()
     assert store.list("") == ["new", "old"]
     remove_stale_parts(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("before", ["open", "mkdir"])
+def test_a_folder_that_is_taken_away_while_it_is_empty_is_made_again(before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor removes the root that it made, just when a run begins to use it."""
+    root = tmp_path / "root"
+    real = getattr(Path, before)
+    taken: list[bool] = []
+
+    def take_away(path: Path, *arguments: Any, **options: Any) -> Any:
+        if root in path.parents and not taken:
+            taken.append(True)
+            for folder in (root / "log", root):
+                if folder.exists():
+                    folder.rmdir()
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, before, take_away)
+    assert write_file(root / "log" / "1.json", b"{}", replace=False)
+    assert taken
+    assert (root / "log" / "1.json").read_bytes() == b"{}"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_file(Path("/proc/nowhere/root/1.json"), b"{}", replace=False)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import pack_keys
-from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA, Answers, responses_path, write_responses
+from claude_batch_dagster.storage.recovered import extend_responses
+from claude_batch_dagster.storage.responses import ANSWER_SCHEMA, ROW_GROUP_ROWS, SCHEMA, Answers, responses_path, write_responses
 from claude_batch_dagster.storage.store import Store
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -148,6 +149,7 @@ def test_a_response_comes_back_as_it_was_written(tmp_path: Path) -> None:
             "batch_id": "batch_1",
             "round": 2,
             "answered_at": NOON,
+            "retryable": False,
         }
     ]
 
@@ -185,7 +187,7 @@ def test_an_empty_store_knows_nothing(tmp_path: Path) -> None:
     assert len(answers) == 0
     assert answers.find(pack_keys([key(1), None])).tolist() == [-1, -1]
     assert answers.final(pack_keys([key(1)])).tolist() == [False]
-    assert answers.fetch(np.empty(0, np.int64)).schema.equals(SCHEMA)
+    assert answers.fetch(np.empty(0, np.int64)).schema.equals(ANSWER_SCHEMA)
     assert not (tmp_path / "none").exists()
 
 
@@ -194,3 +196,49 @@ def test_a_batch_without_responses_is_an_empty_file_that_can_be_read(tmp_path: P
     write(store, "b", [])
     assert len(Answers(store, "simulator", "t")) == 0
     assert pq.read_table(pa.BufferReader(store.get(responses_path("simulator", "t", "b")))).schema.equals(SCHEMA)
+
+
+def cut(number: int, *, max_tokens: int, retryable: bool) -> Response:
+    return Response(request_key=key(number), outcome="truncated", error="max_tokens: cut", max_tokens=max_tokens, retryable=retryable)
+
+
+def test_what_its_run_would_have_asked_again_is_not_final_until_a_later_answer_is(tmp_path: Path) -> None:
+    """It is the best answer all the same, and no failure for good; what was cut is asked with more room."""
+    store = Store(str(tmp_path))
+    write(
+        store,
+        "b1",
+        [cut(1, max_tokens=100, retryable=True), cut(2, max_tokens=100, retryable=False), cut(3, max_tokens=90_000, retryable=True)],
+    )
+    keys = pack_keys([key(1), key(2), key(3), key(4)])
+    answers = Answers(store, "simulator", "t")
+    assert answers.final(keys).tolist() == [False, True, False, False]
+    assert answers.failed(keys).tolist() == [False, True, False, False]
+    assert answers.raised_caps(keys) == [200, None, 90_000, None]
+    write(store, "b2", [Response(request_key=key(1), outcome="expired", error="expired: x")], minutes=1)
+    answers = Answers(store, "simulator", "t")
+    assert [outcome for outcome, _ in answers.outcomes(keys)] == ["truncated", "truncated", "truncated", None]
+    assert answers.final(keys).tolist() == [False, True, False, False]
+    write(store, "b3", [cut(1, max_tokens=200, retryable=False)], minutes=2)
+    answers = Answers(store, "simulator", "t")
+    assert answers.final(keys).tolist() == [True, True, False, False]
+    assert answers.raised_caps(keys) == [None, None, 90_000, None]
+    assert Answers(Store(str(tmp_path / "new")), "simulator", "t").raised_caps(keys) == [None] * 4
+
+
+def test_a_file_from_before_the_column_retryable_is_read_and_extended(tmp_path: Path) -> None:
+    """Its answers are final by their outcome."""
+    store = Store(str(tmp_path))
+    write(store, "b1", [cut(1, max_tokens=100, retryable=True)])
+    path = responses_path("simulator", "t", "b1")
+    older = pq.ParquetFile(store.open(path)).read().drop_columns(["retryable"])
+    pq.write_table(older, tmp_path / path)
+    write(store, "b2", [cut(2, max_tokens=100, retryable=True)])
+    answers = Answers(store, "simulator", "t")
+    keys = pack_keys([key(1), key(2)])
+    assert answers.final(keys).tolist() == [True, False]
+    assert answers.fetch(answers.find(keys))["max_tokens"].to_pylist() == [100, 100]
+    extend_responses(
+        store, endpoint="simulator", task_key="t", batch_id="b1", answered_at=NOON, responses=[cut(3, max_tokens=100, retryable=False)]
+    )
+    assert pq.ParquetFile(store.open(path)).read()["retryable"].to_pylist() == [None, False]

@@ -203,6 +203,21 @@ def test_a_file_that_comes_or_goes_is_a_change(tmp_path: Path) -> None:
     assert source.changed()
 
 
+def test_a_change_beside_the_asked_partitions_is_none_of_theirs(tmp_path: Path) -> None:
+    """Rewritten, added or removed: it counts where its partition was asked about, and where all were."""
+    for day in "12":
+        write(tmp_path / f"day={day}" / "a.parquet", {"id": [1]})
+    source = read(tmp_path, partition_column="day")
+    write(tmp_path / "day=2" / "a.parquet", {"id": [1, 2]})
+    write(tmp_path / "day=3" / "a.parquet", {"id": [1]})
+    assert not source.changed(["1"])
+    assert source.changed(["1", "2"])
+    assert source.changed(["3"])
+    assert source.changed()
+    (tmp_path / "day=1" / "a.parquet").unlink()
+    assert source.changed(["1"])
+
+
 KEYS: dict[str, pa.Array] = {
     "int": pa.array([1, 2, 3]),
     "uint8": pa.array([1, 2, 3], pa.uint8()),

@@ -39,7 +39,7 @@ def test_a_batch_near_its_29_days_is_warned_of(store: Store, days: float, says: 
     warnings = warn_of_aging(store, CREATED + timedelta(days=days))
     assert len(warnings) == (0 if says is None else 1)
     assert says is None or says in warnings[0]
-    assert says is None or "claude-batch status r1" in warnings[0]
+    assert says is None or warnings[0].endswith(f"claude-batch status r1 --root {store.uri}")
 
 
 def test_what_ages_is_named_with_its_run(store: Store) -> None:

@@ -227,7 +227,7 @@ def test_a_refused_key_delays_the_round(tmp_path: Path) -> None:
     run = start(tmp_path, 1)
     run.vendor.failure = CredentialsError("the vendor refuses this key")
     run.end(1, CUT)
-    with pytest.raises(VendorUnavailableError, match=r"refuses this key The next round is opened later\.") as raised:
+    with pytest.raises(VendorUnavailableError, match=r"refuses this key .* answers that were cut wait\.") as raised:
         run.open(2)
     assert raised.value.retry_after_s
     run.vendor.failure = None
@@ -252,8 +252,30 @@ def test_a_raised_cap_is_priced(cap: int, asked: dict[int, int], tmp_path: Path,
     run.end(1, EXPIRED, SUCCEEDED, CUT)
     with caplog.at_level(logging.INFO, "temporal_worker.rounds"):
         assert run.open(2) == asked
-    [told] = [record.getMessage() for record in caplog.records]
-    assert "1 expired, 1 truncated" in told
+    found = read_round(run.store, run.entry, 2)
+    assert found is not None
+    spent = "they may cost $0.000000, $0.000000 of the cap of $0.000000 are spent; the next run asks them"
+    assert found.why == f"1 expired, 1 truncated {'asked again' if asked else f'not asked again: {spent}'}"
+    assert [record.getMessage() for record in caplog.records] == [f"Batch run r1, round 2: {found.why}."]
+
+
+@pytest.mark.parametrize(("cap", "asked"), [(500, {1: 200}), (499, {})])
+def test_what_a_late_batch_answered_is_spent(cap: int, asked: dict[int, int], tmp_path: Path) -> None:
+    """Two answers of the run's own batch and one of the late one spent 300, the cut one with twice the room may spend 200."""
+    run = start(tmp_path, 2, cap=cap)
+    run.end(1, SUCCEEDED, CUT)
+    write_stray(run.store, StrayRecord(batch_id="stray", run_id=run.entry.run_id, round=1, shard=0, found_at=NOON.isoformat()))
+    run.answer(1, "stray", run.keys(1), [SUCCEEDED, EXPIRED])
+    assert run.open(2) == asked
+
+
+@pytest.mark.parametrize(("cap", "asked"), [(450, {1: 200}), (449, {})])
+def test_what_a_late_batch_may_still_answer_is_spent(cap: int, asked: dict[int, int], tmp_path: Path) -> None:
+    """Its whole shard, at its worst case of 25 a request."""
+    run = start(tmp_path, 2, cap=cap, worst=25)
+    run.end(1, SUCCEEDED, CUT)
+    write_stray(run.store, StrayRecord(batch_id="stray", run_id=run.entry.run_id, round=1, shard=0, found_at=NOON.isoformat()))
+    assert run.open(2) == asked
 
 
 def test_what_a_late_batch_answered_is_not_asked_again(tmp_path: Path) -> None:
@@ -286,6 +308,9 @@ def test_an_empty_round_asks_nothing(tmp_path: Path) -> None:
     run = start(tmp_path, 1)
     run.end(1, CUT)
     assert run.open(2, empty=True) == {}
+    found = read_round(run.store, run.entry, 2)
+    assert found is not None
+    assert found.why == ""
 
 
 def test_no_round_is_opened_behind_an_open_shard(tmp_path: Path) -> None:
