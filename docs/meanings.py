@@ -93,5 +93,16 @@ RECORDS: tuple[tuple[str, type[msgspec.Struct] | None, str], ...] = (
     ("submissions/{run_id}/{round}-{shard}/{i}.json", None, "one record a step: send, batch, not, closed (below)"),
     ("rounds/{run_id}/{r}.json", records.RoundRecord, "from round 2"),
     ("responses/{endpoint}/{task_key}/{batch_id}.parquet", None, "what Claude answered; written when the batch is collected"),
+    (
+        "responses/{endpoint}/{task_key}/compacted-{id}.parquet",
+        None,
+        "the rows of several small response files, as they were, batch after batch; for two days beside these",
+    ),
+    (
+        "index/{endpoint}/{task_key}/{generation}.json",
+        None,
+        "which response files the index covers, and which are replaced; the newest counts",
+    ),
+    ("index/{endpoint}/{task_key}/{generation}-{id}.keys", None, "where the best response of each request is, 23 bytes a request, sorted"),
     ("done/{n}.json", records.DoneRecord, "after the answers"),
 )

@@ -18,6 +18,7 @@ from claude_batch_dagster.core.submission import Accepted
 from claude_batch_dagster.storage.plans import list_strays, list_submissions, read_done, read_entries
 from claude_batch_dagster.storage.recovered import count_stored, list_stored
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import Piece
 from claude_batch_dagster.storage.twice import count_answered_twice
 from temporal_worker.harvest import check_root, read_custom_id
 from temporal_worker.vendor import Batch
@@ -104,7 +105,7 @@ def _read_recorded(store: Store, entry: LogEntry) -> Iterable[_Recorded]:
 class _Comparison:
     store: Store
     batches: "Batches"
-    stored: dict[str, list[str]]
+    stored: dict[str, dict[str, list[Piece]]]
     report: Callable[[str], None]
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[AuditedBatch]] = field(default_factory=dict)
@@ -112,7 +113,7 @@ class _Comparison:
 
     def look_at(self, batch: Batch, strays: dict[str, str]) -> None:
         """Find out what a batch is that is in no shard's log."""
-        stored = count_stored(self.store, self.stored.get(batch.id, ()))
+        stored = count_stored(self.store, self.stored.get(batch.id, {}))
         if stored >= batch.requests > 0:
             self.counts["recovered"] += 1
         elif batch.id in strays:

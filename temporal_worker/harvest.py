@@ -36,11 +36,10 @@ from claude_batch_dagster.storage.recovered import (
     iter_wanted_keys,
     list_stored,
     read_recovery_state,
-    read_stored_keys,
     write_recovery_state,
 )
-from claude_batch_dagster.storage.responses import responses_path
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import Piece, read_batch_keys
 from temporal_worker.spool import SpooledResponses, Tally
 from temporal_worker.vendor import Batch
 
@@ -251,7 +250,7 @@ class _Stretch:
     endpoint: str
     batches: "Batches"
     state: RecoveryState
-    stored: dict[str, list[str]]
+    stored: dict[str, dict[str, list[Piece]]]
     left_to_runs: frozenset[str]
     strays: frozenset[str]
     wanted: _Wanted
@@ -262,7 +261,7 @@ class _Stretch:
         self._count("looked")
         if batch.id in self.left_to_runs:
             self._count("left_to_runs")
-        elif count_stored(self.store, self.stored.get(batch.id, ())) >= batch.requests > 0:
+        elif count_stored(self.store, self.stored.get(batch.id, {})) >= batch.requests > 0:
             self._count("stored_before")
         elif batch.archived:
             self._count("archived")
@@ -298,9 +297,9 @@ class _Stretch:
             self._count("strays")
 
     def _store(self, batch: Batch, name: str, picked: _Picked, lines: BinaryIO) -> int:
-        path = responses_path(self.endpoint, self.wanted.tasks[name].task_key, batch.id)
-        if path in self.stored.get(batch.id, ()):
-            picked.drop(read_stored_keys(self.store, path))
+        pieces = self.stored.get(batch.id, {}).get(self.wanted.tasks[name].task_key)
+        if pieces:
+            picked.drop(read_batch_keys(self.store, pieces))
         if not picked.places:
             return 0
         self.report(f"Batch {batch.id}: storing {len(picked.places):,} answers of {name}")

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.records import ModelUsage
 from claude_batch_dagster.core.response import LONG_PROMPT_TOKENS
-from claude_batch_dagster.storage.responses import responses_path
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import read_batches
 from claude_batch_dagster.storage.tries import list_tried
 
 TOKEN_COLUMNS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
@@ -30,10 +29,8 @@ def read_usage(
     tries = {} if run_id is None else list_tried(store, run_id, task_keys)
     parts = [tried.usage for tried in tries.values() if tried.usage is not None]
     for task_key in task_keys:
-        for batch_id in batch_ids:
-            path = responses_path(endpoint, task_key, batch_id)
-            if store.exists(path):
-                parts += _sum_file(store, path)
+        for table in read_batches(store, endpoint, task_key, batch_ids, ["model", "cost_nano_usd", *TOKEN_COLUMNS]):
+            parts += _sum_table(table)
     sums: dict[tuple[str, bool], ModelUsage] = {}
     for part in parts:
         place = (part.model, part.over_100k)
@@ -47,8 +44,7 @@ def sum_cost(usage: Sequence[ModelUsage]) -> int | None:
     return None if None in costs else sum(cost for cost in costs if cost is not None)
 
 
-def _sum_file(store: Store, path: str) -> list[ModelUsage]:
-    table = pq.read_table(store.open(path), columns=["model", "cost_nano_usd", *TOKEN_COLUMNS])
+def _sum_table(table: pa.Table) -> list[ModelUsage]:
     table = table.filter(pc.is_valid(table["model"]))
     prompt = pc.add(pc.add(table["input_tokens"], table["cache_read_tokens"]), table["cache_write_tokens"])
     table = table.append_column("over_100k", pc.greater(prompt, LONG_PROMPT_TOKENS))

@@ -30,14 +30,23 @@ def decode_stored(store: Store, path: str, content: bytes, decode: Callable[[byt
     Raises:
         RootError: Terminal. A newer version wrote it, or it is no record.
     """
-    place = join_uri(store.uri, path)
     try:
-        written = msgspec.json.decode(content, type=_Head).format
-        if written > FORMAT:
-            raise RootError(
-                f"{place} was written by a newer claude-batch-dagster: its format is {written}, this version reads up to {FORMAT}. Nothing was sent. "
-                "Upgrade this machine to the version that the others have."
-            )
+        check_format(store, path, content, FORMAT)
         return decode(content)
     except msgspec.DecodeError as error:
-        raise RootError(f"{place} is damaged: {error}. Nothing was sent. Restore the file.") from error
+        raise RootError(f"{join_uri(store.uri, path)} is damaged: {error}. Nothing was sent. Restore the file.") from error
+
+
+def check_format(store: Store, path: str, content: bytes, newest: int) -> None:
+    """Refuse a record's file of a format above `newest`.
+
+    Raises:
+        RootError: Terminal. A newer version wrote it.
+        msgspec.DecodeError: It is no record.
+    """
+    written = msgspec.json.decode(content, type=_Head).format
+    if written > newest:
+        raise RootError(
+            f"{join_uri(store.uri, path)} was written by a newer claude-batch-dagster: its format is {written}, this version reads up to {newest}. Nothing was sent. "
+            "Upgrade this machine to the version that the others have."
+        )

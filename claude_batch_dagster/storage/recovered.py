@@ -4,7 +4,7 @@
 - A response file that is there grows at its end and is replaced whole, so that a reader's row numbers stay right.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,8 +20,9 @@ from claude_batch_dagster.core.recovery_contract import Harvest
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import KEY_TYPE, Keys, KeySet, keys_from_arrow, keys_to_arrow
 from claude_batch_dagster.storage.plans import find_entry, list_strays, read_root, read_shard
-from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA, responses_path, write_responses
+from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, conform, responses_path, write_response_file, write_responses
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import Piece, count_rows, find_batches, list_task_keys
 
 FOLDER = "recoveries"
 KEYS_SCHEMA = pa.schema([pa.field("request_key", KEY_TYPE)])
@@ -98,13 +99,12 @@ def remove_recovery(store: Store, recovery_id: str) -> None:
             store.delete(path)
 
 
-def list_stored(store: Store, endpoint: str) -> dict[str, list[str]]:
-    """Return the response files of each batch, by its id."""
-    found: dict[str, list[str]] = {}
-    for path in store.list(f"responses/{endpoint}"):
-        name = path.rpartition("/")[2]
-        if name.endswith(".parquet"):
-            found.setdefault(name.removesuffix(".parquet"), []).append(path)
+def list_stored(store: Store, endpoint: str) -> dict[str, dict[str, list[Piece]]]:
+    """Return where the responses of each batch are, by its id and by task_key."""
+    found: dict[str, dict[str, list[Piece]]] = {}
+    for task_key in list_task_keys(store, endpoint):
+        for batch_id, pieces in find_batches(store, endpoint, task_key).items():
+            found.setdefault(batch_id, {})[task_key] = pieces
     return found
 
 
@@ -113,7 +113,7 @@ def list_unstored_strays(store: Store) -> list[StrayRecord]:
     strays = list_strays(store)
     record = read_root(store) if strays else None
     stored = list_stored(store, record.endpoint) if record is not None else {}
-    return [stray for stray in strays if count_stored(store, stored.get(stray.batch_id, ())) < _count_requests(store, stray)]
+    return [stray for stray in strays if count_stored(store, stored.get(stray.batch_id, {})) < _count_requests(store, stray)]
 
 
 def _count_requests(store: Store, stray: StrayRecord) -> int:
@@ -122,14 +122,9 @@ def _count_requests(store: Store, stray: StrayRecord) -> int:
     return 1 if entry is None else read_shard(store, entry, stray.round, stray.shard).requests
 
 
-def count_stored(store: Store, paths: Sequence[str]) -> int:
-    """Return the responses in some files, from their footers."""
-    return sum(pq.read_metadata(store.open(path)).num_rows for path in paths)
-
-
-def read_stored_keys(store: Store, path: str) -> Keys:
-    """Return the requests whose responses a file holds."""
-    return keys_from_arrow(pq.read_table(store.open(path), columns=["request_key"])["request_key"])
+def count_stored(store: Store, pieces: Mapping[str, Sequence[Piece]]) -> int:
+    """Return the responses of a batch to all tasks."""
+    return sum(count_rows(store, of_task) for of_task in pieces.values())
 
 
 def extend_responses(
@@ -153,16 +148,8 @@ def extend_responses(
 
 
 def _append_file(store: Store, path: str, added: Path, grown: Path) -> None:
-    with (
-        pq.ParquetFile(store.open(path)) as known,
-        pq.ParquetFile(added) as new,
-        pq.ParquetWriter(grown, SCHEMA, compression="zstd", compression_level=1) as writer,
-    ):
-        for part in (known, new):
-            for rows in part.iter_batches(ROW_GROUP_ROWS):
-                if "retryable" not in rows.schema.names:
-                    rows = rows.append_column(SCHEMA.field("retryable"), pa.nulls(rows.num_rows, pa.bool_()))
-                writer.write_batch(rows.cast(SCHEMA), row_group_size=ROW_GROUP_ROWS)
+    with pq.ParquetFile(store.open(path)) as known, pq.ParquetFile(added) as new:
+        write_response_file(grown, (conform(rows) for part in (known, new) for rows in part.iter_batches(ROW_GROUP_ROWS)))
     store.put_file(path, grown)
 
 

@@ -14,6 +14,7 @@ from claude_batch_dagster.storage.plans import read_root
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.aging import warn_of_aging
 from claude_batch_dagster.verbs.connection import Connection, connect, find_reason
+from claude_batch_dagster.verbs.upkeep import examine_indexes
 
 AUDIT_TIMEOUT = timedelta(hours=2)
 RECOVER = "Harvest them, with the arguments of the run that asked: claude-batch recover"
@@ -129,14 +130,14 @@ def describe_audit(report: AuditReport, aging: list[str]) -> tuple[Finding, ...]
 
 
 def audit_root(root: str, connection: Connection) -> tuple[AuditReport, tuple[Finding, ...]]:
-    """Audit a root; return what the worker counted, and the findings.
+    """Audit a root; return what the worker counted, and the findings, those on the index of the answers among them.
 
     Raises:
         RunError: Terminal. The worker cannot, and why.
         TemporalUnavailableError: Transient.
     """
     report = asyncio.run(ask_for_audit(root, connection))
-    return report, describe_audit(report, warn_of_aging(Store(root)))
+    return report, (*describe_audit(report, warn_of_aging(Store(root))), *examine_indexes(root))
 
 
 def _name_examples(examples: tuple[AuditedBatch, ...], number: int) -> str:

@@ -4,12 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.storage.plans import batch_ids, list_submissions, read_done
-from claude_batch_dagster.storage.responses import responses_path
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import read_batches
 from claude_batch_dagster.storage.tries import list_tried
 
 TOKENS = ("input", "output", "cache_read", "cache_write")
@@ -44,10 +43,8 @@ def read_paid(root: str, entry: LogEntry) -> Paid:
             sums.update({f"{name}_tokens": getattr(tried.usage, f"{name}_tokens") for name in TOKENS})
             sums["cost_nano_usd"] += tried.usage.cost_nano_usd or 0
             priced = priced and tried.usage.cost_nano_usd is not None
-    for path in (responses_path(entry.endpoint, task.task_key, batch_id) for task in entry.tasks for batch_id in found):
-        if not store.exists(path):
-            continue
-        table = pq.read_table(store.open(path), columns=[*(f"{name}_tokens" for name in TOKENS), "cost_nano_usd"], partitioning=None)
+    columns = [*(f"{name}_tokens" for name in TOKENS), "cost_nano_usd"]
+    for table in (table for task in entry.tasks for table in read_batches(store, entry.endpoint, task.task_key, found, columns)):
         sums.update({name: pc.sum(table[name]).as_py() or 0 for name in table.column_names})
         priced = priced and not table["cost_nano_usd"].null_count
     return Paid(

@@ -15,10 +15,14 @@ from claude_batch_dagster.core.errors import RootError, TransientError
 from claude_batch_dagster.core.records import RootRecord
 from claude_batch_dagster.core.submission import Closed, CloseReason, How, NotAccepted, Send
 from claude_batch_dagster.storage import store as store_file
+from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.compaction import maintain_responses
+from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, pin_root, read_submission
 from claude_batch_dagster.storage.probe import remove_token, write_token
 from claude_batch_dagster.storage.store import Store
 from tests.fault.object_store import BUCKET, ObjectStore, run_object_store
+from tests.unit.storage.responses_of import ALWAYS, NOON, answer, key, write
 
 REPOSITORY = Path(__file__).parents[2]
 # Waits for the others, then takes as many numbers of a log as it can; prints those that it was told it took.
@@ -219,3 +223,19 @@ def test_nobody_at_the_address_is_told_as_such(store: Store, monkeypatch: pytest
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(TransientError, match="the object store does not answer"):
         Store(store.uri).get("root.json")
+
+
+def test_answers_are_indexed_joined_and_found_in_an_object_store(store: Store) -> None:
+    """What was replaced goes after two days, a batch that is collected again is no other version, and nothing of it stays on this machine."""
+    for batch in range(3):
+        write(store, f"b{batch}", [answer(3 * batch + i) for i in range(3)], minutes=batch)
+    for days in (0, 1, 3):
+        maintain_responses(store, "simulator", "t", now=NOON + timedelta(days=days), limits=ALWAYS)
+        answers = Answers(store, "simulator", "t")
+        places = answers.find(pack_keys([key(i) for i in range(10)]))
+        assert places[9] == -1
+        assert answers.fetch(places[:9])["answer"].to_pylist() == [str(i) for i in range(9)]
+        if days == 0:
+            write(store, "b1", [answer(3 + i) for i in range(3)], minutes=1)
+    assert [path.split("/")[3][:10] for path in store.list("responses")] == ["compacted-"]
+    assert len(store.list("index")) == 2

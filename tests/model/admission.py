@@ -15,8 +15,8 @@ from claude_batch_dagster.core.request import parse_custom_id
 from claude_batch_dagster.core.submission import Mode, Send, decode_record
 from claude_batch_dagster.storage.responses import responses_path
 from tests.model.replay import Operation, Programs, Task
-from tests.model.run_drivers import Run, Work, drive, guarded, plan, repeatable, stop
-from tests.model.stores import Contents
+from tests.model.run_drivers import Run, Work, drive, guarded, keep_up, plan, repeatable, stop
+from tests.model.stores import PRIVATE, Contents
 from tests.model.world import TASK, read_custom_ids, result_line
 
 RUNNING, GONE = "running", "gone"
@@ -69,6 +69,7 @@ class Bounds:
         zombies: Drivers that time out and go on beside the next one.
         cancels: Runs that are canceled.
         expired: Batches whose requests all expire.
+        upkeeps: How often somebody brings the index up to date and joins response files, at any time.
     """
 
     wants: tuple[str, ...] = ("x", "x")
@@ -77,6 +78,7 @@ class Bounds:
     zombies: int = 0
     cancels: int = 0
     expired: int = 0
+    upkeeps: int = 0
 
 
 @dataclass(slots=True)
@@ -96,10 +98,14 @@ class Admissions:
     def initial(self) -> State:
         """Clients before their first step, an empty root."""
         b = self.bounds
+        if not b.upkeeps:
+            self.contents.private = (*PRIVATE, "index/")
         self.dead = self.programs.start(Task(stop, ("dead",)))
         state = State(0, (), (), (), (), b.kills, b.zombies, b.cancels, b.expired)
-        for number, wants in enumerate(b.wants):
-            local = self.programs.start(Task(plan, ("ABCDEF"[number], wants, b.plans, (), ())))
+        clients = [Task(plan, (name, wants, b.plans, (), ())) for name, wants in zip("ABCDEF", b.wants, strict=False)]
+        keepers = [Task(keep_up, (name,)) for name in "ABCDEF"[len(clients) : len(clients) + b.upkeeps]]
+        for number, task in enumerate((*clients, *keepers)):
+            local = self.programs.start(task)
             state = state._replace(clients=(*state.clients, local))
             state = self._run_on(state, ("client", number), local)
         return state

@@ -40,6 +40,7 @@ SCENES = (
     _clients("2 equal clients, 1 workflow terminated, 1 plan each", kills=1, plans=1),
     _clients("1 client, 1 zombie driver, 1 expired batch", wants=("x",), zombies=1, expired=1, plans=1),
     _clients("1 client, 1 cancel, 1 expired batch", wants=("x",), cancels=1, expired=1, plans=1),
+    _clients("2 equal clients, 1 expired batch, the index kept up once, 1 plan each", wants=("x", "x"), expired=1, upkeeps=1, plans=1),
     _shard("2 drivers, 1 lost reply, 1 foreign twin, 2 POSTs", DEEP, foreign=1),
     _shard("2 drivers, 2 lost replies, 1 refusal, 3 POSTs", DEEPEST, lost=2, refused=1, sends=3),
     _shard("2 drivers with 2 s to send, 1 lost reply, 2 POSTs", DEEP, send_s=1.9),

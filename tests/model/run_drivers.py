@@ -11,6 +11,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 from uuid import UUID
 
+import claude_batch_dagster.storage.compaction
 import claude_batch_dagster.verbs.admit
 import claude_batch_dagster.verbs.pin
 import claude_batch_dagster.verbs.plan
@@ -18,6 +19,7 @@ import temporal_worker.submit
 from claude_batch_dagster.core.contract import BatchInput, CloseInput, FinishInput, OpenInput, RoundInput, ShardInput
 from claude_batch_dagster.core.errors import ClaudeBatchError, TransientError
 from claude_batch_dagster.core.submission import Accepted, How, Mode, NotAccepted
+from claude_batch_dagster.storage.compaction import Limits, maintain_responses
 from claude_batch_dagster.storage.plans import append_submission
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.job import Job
@@ -28,7 +30,7 @@ from temporal_worker.submit import Submitter
 from temporal_worker.vendor import Batch
 from tests.model.replay import Task, ask
 from tests.model.stores import ROOT, ModelStore
-from tests.model.world import NOON, ModelVendor, make_job
+from tests.model.world import NOON, TASK, ModelVendor, make_job
 
 
 class Run(NamedTuple):
@@ -96,6 +98,7 @@ def repeatable() -> Iterator[None]:
         patch.object(admit_module, "datetime", _Noon),
         patch.object(plan_module, "uuid_utils", _Names()),
         patch.object(pin_module, "uuid_utils", _Names()),
+        patch.object(claude_batch_dagster.storage.compaction, "uuid_utils", _Names()),
         patch.object(temporal_worker.submit, "uuid", _Names()),
     ):
         yield
@@ -138,6 +141,15 @@ def wait(
     if not others:
         return "published"
     return Task(plan, (client, wants, left - 1, own, (*waited, *(run.run_id for run in others)))) if left > 1 else "gave up"
+
+
+def keep_up(keeper: str) -> str:
+    """Do what `verbs.upkeep` does where every response is worth an index."""
+    global _plan_name
+    _plan_name = keeper
+    limits = Limits(fresh_rows=0, fresh_share=0.0, fresh_files=0, compacted_files=1)
+    written = maintain_responses(_store, "simulator", TASK.task_key, now=NOON, limits=limits)
+    return "kept up" if written else "nothing to keep up"
 
 
 def drive(work: Work) -> Task | str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import claude_batch_dagster.storage.answers
 import claude_batch_dagster.verbs.admit
 import claude_batch_dagster.verbs.plan
 import temporal_worker.rounds
@@ -18,6 +19,7 @@ from claude_batch_dagster.core.submission import CloseReason, DoAwait, DoClose, 
 from claude_batch_dagster.storage.keys import KeySet
 from claude_batch_dagster.storage.plans import LogSnapshot, read_log
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import StoredFiles, read_stored_files
 from claude_batch_dagster.verbs.subtract import read_subtractions
 from temporal_worker.vendor import NotCreated
 from tests.model import admission, shard_drivers, submission, world
@@ -94,6 +96,14 @@ def _answers_first() -> Iterator[None]:
         patch.object(claude_batch_dagster.verbs.plan, "read_subtractions", subtract_earlier),
     ):
         yield
+
+
+def _index_alone() -> Any:
+    def read_covered(*arguments: Any, **more: Any) -> StoredFiles:
+        stored = read_stored_files(*arguments, **more)
+        return stored if stored.record is None else replace(stored, files=tuple(file for file in stored.files if file.is_covered))
+
+    return patch.object(claude_batch_dagster.storage.answers, "read_stored_files", read_covered)
 
 
 def _loser_keeps_keys() -> Any:
@@ -180,6 +190,11 @@ SAFEGUARDS = (
     Removal(name="the next number of the log is put-if-absent", model=_admissions(overwrites=("log/",), plans=1), without=nothing),
     Removal(name="the loser of a number gives up the winner's keys", model=_admissions(plans=1), without=_loser_keeps_keys),
     Removal(name="the log is read before the answers", model=_admissions(plans=1), without=_answers_first),
+    Removal(
+        name="files that the index does not cover are read",
+        model=_admissions(expired=1, upkeeps=1, plans=1),
+        without=_index_alone,
+    ),
     Removal(
         name="a drain closes what was not sent",
         model=_admissions(wants=("x",), plans=1, kills=1),

@@ -79,9 +79,13 @@ class Contents:
 
     Args:
         overwrites: Folders in which put-if-absent is a plain put.
+
+    Attributes:
+        private: Folders that nobody else writes while it matters.
     """
 
     def __init__(self, *, overwrites: tuple[str, ...] = ()) -> None:
+        self.private = PRIVATE
         self._overwrites = overwrites
         self._objects: list[dict[str, bytes]] = [{}]
         self._numbers: dict[frozenset[tuple[str, bytes]], int] = {frozenset(): 0}
@@ -104,7 +108,7 @@ class Contents:
         Records are written once and never changed: what is there will be read the same later.
         """
         kind, path = operation[0], operation[1]
-        if path.startswith(PRIVATE):
+        if path.startswith(self.private):
             return True
         return not self._overwrites and kind in ("get", "put_if_absent") and path in self._objects[number]
 

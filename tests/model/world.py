@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from claude_batch_dagster.core.errors import ClaudeBatchError, VendorUnavailableError
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.verbs.job import Job, Target
 from temporal_worker.vendor import Batch, Created, CreateResult, Model, NotCreated, UnknownOutcome, VendorReply
 from tests.model.replay import ask
