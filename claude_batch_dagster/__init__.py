@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from claude_batch_dagster.core.task import ClaudeTask
     from claude_batch_dagster.io_manager import ClaudeBatchIOManager
     from claude_batch_dagster.resource import ClaudeBatchResource, claude_batch_resources
-    from claude_batch_dagster.storage.source import ParquetDataset
+    from claude_batch_dagster.storage.dataset import ParquetDataset
 
 __all__ = [
     "ClaudeBatchIOManager",
@@ -31,7 +31,7 @@ _MODULES = {
     "ClaudeBatchResource": "resource",
     "ClaudeTask": "core.task",
     "Moderate": "core.presets",
-    "ParquetDataset": "storage.source",
+    "ParquetDataset": "storage.dataset",
     "Summarize": "core.presets",
     "claude_batch_assets": "assets",
     "claude_batch_resources": "resource",

@@ -15,9 +15,10 @@ from typing import Any
 import dagster as dg
 
 from claude_batch_dagster.core.errors import UsageError
+from claude_batch_dagster.core.prompt_function import name_function
+from claude_batch_dagster.core.status import STATUS_DESCRIPTIONS
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.output import STATUS_DESCRIPTIONS
-from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.dataset import ParquetDataset
 
 IO_MANAGER_KEY = "claude_batch_io_manager"
 TASK_METADATA_KEY = "claude_batch/task"
@@ -289,9 +290,13 @@ def _describe(asked: AskedAsset) -> str:
     about = f"`{task.column}`" if task.column else "each row"
     what = {"summarize": f"A summary of {about}", "moderate": f"A moderation label for {about}"}.get(task.kind, f"An answer about {about}")
     # Dagster's UI does not wrap a code block.
-    instructions = "\n".join(textwrap.fill(line, SHOWN_WIDTH) for line in (task.system or task.prompt).splitlines())
+    instructions = "\n".join(textwrap.fill(line, SHOWN_WIDTH) for line in (task.system or _show_prompt(task)).splitlines())
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", instructions)), default=0))
     return (
         f"{what}, by {task.model} through the Message Batches API: one row for each row of `{asked.source.path}`, with its status, tokens "
         f"and cost.\n\n{fence}text\n{instructions}\n{fence}"
     )
+
+
+def _show_prompt(task: ClaudeTask) -> str:
+    return task.prompt if isinstance(task.prompt, str) else f"{name_function(task.prompt)}(row), version {task.version}"

@@ -9,8 +9,7 @@ import dagster as dg
 from claude_batch_dagster.assets import AskedAsset
 from claude_batch_dagster.core.contract import workflow_id
 from claude_batch_dagster.core.schema import Field
-from claude_batch_dagster.core.status import FAILED_STATUSES, STATUSES
-from claude_batch_dagster.storage.output import STATUS_DESCRIPTIONS
+from claude_batch_dagster.core.status import FAILED_STATUSES, STATUS_DESCRIPTIONS, STATUSES
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,6 @@ from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.shard import MAX_REQUESTS
 from claude_batch_dagster.io_manager import ClaudeBatchIOManager, count_statuses, outputs_folder
 from claude_batch_dagster.metadata import check_result, count_rows, data_version, materialization_metadata
-from claude_batch_dagster.storage.source import Source
 from claude_batch_dagster.storage.store import join_uri
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.endpoint import default_root, is_simulated, resolve_endpoint, root_for
@@ -21,6 +20,7 @@ from claude_batch_dagster.verbs.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_IN_
 from claude_batch_dagster.waiting import carry_out, connected, external_server, readable_failures
 
 if TYPE_CHECKING:
+    from claude_batch_dagster.storage.source import Source
     from claude_batch_dagster.verbs.publish import PublishedOutput
     from claude_batch_dagster.verbs.run import JobResult
 
@@ -142,6 +142,8 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 dagster_run_id=context.run.run_id,
             )
             result = carry_out(context, job, connection)
+        from claude_batch_dagster.storage.source import Source
+
         report = _Report(context=context, job=job, result=result, connection=connection, selected=selected, source=Source(first.source))
         yield from report.published()
 
@@ -237,7 +239,7 @@ class _Report:
     result: "JobResult"
     connection: Connection
     selected: Mapping[dg.AssetKey, AskedAsset]
-    source: Source
+    source: "Source"
 
     def published(self) -> Iterator[Event]:
         """Yield a materialization and a check result for each asset; a range's partitions each get metadata of their own.

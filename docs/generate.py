@@ -24,10 +24,10 @@ from claude_batch_dagster.cli.options import GroupedCommand
 from claude_batch_dagster.core import submission
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.schema import Field
-from claude_batch_dagster.core.status import FAILED_STATUSES, STATUSES
+from claude_batch_dagster.core.status import FAILED_STATUSES, STATUS_DESCRIPTIONS, STATUSES
 from claude_batch_dagster.simulator.__main__ import _parser as simulator_parser
 from claude_batch_dagster.simulator.faults import FAULTS
-from claude_batch_dagster.storage.output import STATUS_DESCRIPTIONS, STATUS_FIELDS, Marker, arrow_field
+from claude_batch_dagster.storage.output import STATUS_FIELDS, Marker, arrow_field
 
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent

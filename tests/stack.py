@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
@@ -26,13 +27,14 @@ from temporalio.client import Client, WorkflowHandle, WorkflowHistory
 from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, RunReport, workflow_id
 from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.core.records import CostRange, DoneRecord, KeysRef, LogEntry, Owner, RootRecord, SourceRef, TaskRef
-from claude_batch_dagster.core.request import Renderer, encode_line
+from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.submission import Mode, Record
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import OwnedKeys, owned_keys_path, pack_keys
 from claude_batch_dagster.storage.plans import admit_entry, list_submissions, pin_root, read_done
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
+from tests.lines import encode_line
 from tests.prefork import popen
 
 T = TypeVar("T")
@@ -402,8 +404,8 @@ def stage_plan(
             owned.append(
                 task.task_key,
                 pack_keys([request.key for request in requests]),
-                [place.shard for place in places if place],
-                [place.position for place in places if place],
+                np.array([place.shard for place in places if place], np.int32),
+                np.array([place.position for place in places if place], np.int32),
             )
         shards = stager.finish()
         sha256 = owned.close()

@@ -127,7 +127,8 @@ def build_job(place: Place, arguments: Mapping[str, Any], task: "ClaudeTask | No
         arguments: As typed.
         task: As `read_task` returned it, where that was done before.
     """
-    from claude_batch_dagster.storage.source import ParquetDataset, find_partition_column
+    from claude_batch_dagster.storage.dataset import ParquetDataset
+    from claude_batch_dagster.storage.source import find_partition_column
     from claude_batch_dagster.verbs.connection import DEFAULT_NAMESPACE, external_connection
     from claude_batch_dagster.verbs.job import Job, Target
 

@@ -4,17 +4,21 @@ A body is `{"requests":[`, one request a line, lines ended by `,\n`, then `]}`. 
 always ends a request.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, chain
 
 import msgspec
 
-from claude_batch_dagster.core.request import TAG_LENGTH
+from claude_batch_dagster.core.request import LINE_HEAD, SEPARATOR, TAG_LENGTH
 
 HEAD = b'{"requests":['
-SEPARATOR = b",\n"
 TAIL = b"]}"
-LINE_HEAD = b'{"custom_id":"'
+
+_CAPPED_HEAD = re.compile(rb'","params":\{"max_tokens":(\d+),')
 
 MAX_REQUESTS = 100_000
 MAX_BODY_BYTES = 256_000_000
@@ -27,6 +31,23 @@ class Place:
 
     shard: int
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive requests of one shard: the place of the first, and how many."""
+
+    shard: int
+    position: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The requests of a body in order: the `custom_id` and the `max_tokens` of each."""
+
+    custom_ids: list[str]
+    max_tokens: list[int]
 
 
 class ShardPacker:
@@ -52,14 +73,37 @@ class ShardPacker:
         """
         if not fits_alone(line_bytes, self._max_body_bytes):
             return None
-        grown = self._body_bytes + line_bytes + (len(SEPARATOR) if self._requests else 0)
-        if self._requests == self._max_requests or grown > self._max_body_bytes:
-            self._shard += 1
-            self._requests = 0
-            grown = len(HEAD) + line_bytes + len(TAIL)
-        self._body_bytes = grown
-        self._requests += 1
-        return Place(self._shard, self._requests - 1)
+        (run,) = self.place_all([line_bytes])
+        return Place(run.shard, run.position)
+
+    def place_all(self, line_bytes: Sequence[int]) -> list[Run]:
+        """Return the places of the next requests.
+
+        Args:
+            line_bytes: Of each encoded request, without a separator; each must fit a body on its own.
+        """
+        ends = [0, *accumulate(line_bytes)]
+        runs: list[Run] = []
+        start = 0
+        while start < len(line_bytes):
+            limit = min(self._max_requests - self._requests, len(line_bytes) - start)
+            fitting = bisect_right(range(1, limit + 1), self._max_body_bytes, key=partial(self._grown, ends, start))
+            if fitting:
+                self._body_bytes = self._grown(ends, start, fitting)
+                runs.append(Run(self._shard, self._requests, fitting))
+                self._requests += fitting
+                start += fitting
+            else:
+                assert self._requests, "a request that exceeds a body on its own is never placed"
+                self._shard += 1
+                self._requests = 0
+                self._body_bytes = len(HEAD) + len(TAIL)
+        return runs
+
+    def _grown(self, ends: Sequence[int], start: int, count: int) -> int:
+        """Return the body's bytes with so many requests more."""
+        separators = count if self._requests else count - 1
+        return self._body_bytes + ends[start + count] - ends[start] + separators * len(SEPARATOR)
 
     @property
     def shards(self) -> int:
@@ -89,14 +133,63 @@ def iter_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest.removesuffix(TAIL)
 
 
+def read_asked(chunks: Iterable[bytes]) -> Asked:
+    """Return what the requests of a body ask. Of most of them no more is read than how they begin."""
+    asked = _Asking(Asked(custom_ids=[], max_tokens=[]))
+    rest = b""
+    begun = False
+    for chunk in chain(chunks, (b"\n",)):
+        if not begun:
+            chunk, rest = rest + chunk, b""
+            if len(chunk) < len(HEAD):
+                rest = chunk
+                continue
+            chunk, begun = chunk.removeprefix(HEAD), True
+        end = chunk.find(b"\n")
+        if end < 0:
+            rest += chunk
+            continue
+        asked.read(rest + chunk[: end + 1])
+        start = end + 1
+        # All but the first line are read where they are.
+        start = asked.read(chunk, start)
+        rest = chunk[start:]
+    return asked.asked
+
+
+class _Asking:
+    """Reads the heads of lines; of lines that begin alike, `max_tokens` is read once."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self._head, self._max_tokens = b"", 0
+
+    def read(self, content: bytes, start: int = 0) -> int:
+        """Read the lines that end in the content; return where the next one begins."""
+        custom_ids, caps = self.asked.custom_ids, self.asked.max_tokens
+        head, max_tokens = self._head, self._max_tokens
+        while (end := content.find(b"\n", start)) >= 0:
+            if end - start > len(TAIL):
+                id_end = content.index(b'"', start + len(LINE_HEAD))
+                custom_ids.append(content[start + len(LINE_HEAD) : id_end].decode())
+                if not head or not content.startswith(head, id_end):
+                    found = _CAPPED_HEAD.match(content, id_end)
+                    head = found[0] if found else b""
+                    max_tokens = int(found[1]) if found else line_max_tokens(content[start:end].removesuffix(TAIL).removesuffix(b","))
+                caps.append(max_tokens)
+            start = end + 1
+        self._head, self._max_tokens = head, max_tokens
+        return start
+
+
 def line_custom_id(line: bytes) -> str:
     """Return the `custom_id` of an encoded request."""
     return line[len(LINE_HEAD) : line.index(b'"', len(LINE_HEAD))].decode()
 
 
-def params_bytes(line: bytes) -> int:
-    """Return the length of an encoded request's `params`."""
-    return len(line) - line.index(b'"', len(LINE_HEAD)) - len(b'","params":') - len(b"}")
+def line_params(line: bytes) -> bytes:
+    """Return an encoded request's `params`."""
+    return line[line.index(b'"', len(LINE_HEAD)) + len(b'","params":') : -1]
 
 
 def line_max_tokens(line: bytes) -> int:
@@ -104,12 +197,17 @@ def line_max_tokens(line: bytes) -> int:
     return _read_caps(line).params.max_tokens
 
 
+def raise_params(params: bytes, max_tokens: int) -> bytes:
+    """Return the same params with another `max_tokens`; every other byte stays as it is."""
+    parts = _read_parts(params)
+    parts["max_tokens"] = msgspec.Raw(b"%d" % max_tokens)
+    return msgspec.json.encode(parts)
+
+
 def raise_line(line: bytes, max_tokens: int) -> bytes:
     """Return the same request with another `max_tokens`; every other byte of its params, and its key, stay as they are."""
     parts = _read_parts(line)
-    params = _read_parts(parts["params"])
-    params["max_tokens"] = msgspec.Raw(b"%d" % max_tokens)
-    parts["params"] = msgspec.Raw(msgspec.json.encode(params))
+    parts["params"] = msgspec.Raw(raise_params(bytes(parts["params"]), max_tokens))
     return msgspec.json.encode(parts)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import msgspec
 
 from claude_batch_dagster.core.errors import TaskError
 from claude_batch_dagster.core.models import is_retired
+from claude_batch_dagster.core.prompt_function import PromptFunction, name_function
 from claude_batch_dagster.core.schema import Field, FieldType, OutputModel, canonical_schema, schema_fields
 
 OWN_PARAMETERS = {
@@ -42,7 +43,8 @@ class ClaudeTask:
     Attributes:
         name: The asset key's last part, and the name in every `custom_id`. Renaming asks nothing again.
         model: A Claude model's id. There is no default: it decides what a run costs.
-        prompt: The user message, with at least one slot `{column}`; `{{` is one literal brace, and so is every `}}`.
+        prompt: The user message, with at least one slot `{column}`; `{{` is one literal brace, and so is every `}}`. Or a function of the
+            row, for images, several turns or logic: it gets a dict and returns a text, content blocks, messages, or None to skip the row.
         system: The system prompt.
         output: A Pydantic model or a JSON Schema of an object: its properties become the columns. None for plain text in `answer`.
         max_tokens: Upper bound of the answer in tokens, thinking included; at least 1. An answer that needs more ends `truncated`.
@@ -50,7 +52,8 @@ class ClaudeTask:
         thinking: The Messages parameter; None leaves it to the model.
         params: Further raw Messages parameters (`tools`, `metadata`, ...). All are part of the request's identity.
         kind: Set by presets.
-        version: Of a preset's texts.
+        version: Required with a function, whose code is not compared: another number asks every row again. Of a preset's texts, set by it.
+        prompt_columns: The columns that a function reads; None for all.
         column: Set by presets: the column that stands for the slot `{document}` of their prompt.
 
     Raises:
@@ -59,7 +62,7 @@ class ClaudeTask:
 
     name: str
     model: str
-    prompt: str
+    prompt: str | PromptFunction
     max_tokens: int
     system: str | None = None
     output: "type[OutputModel] | Mapping[str, object] | None" = None
@@ -67,7 +70,8 @@ class ClaudeTask:
     thinking: Mapping[str, object] | None = None
     params: Mapping[str, object] = field(default_factory=dict)
     kind: str = "task"
-    version: int = 1
+    version: int | None = None
+    prompt_columns: Sequence[str] | None = None
     column: str | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +87,15 @@ class ClaudeTask:
         if self.max_tokens < 1:
             raise TaskError(
                 f"Task {self.name!r} has max_tokens={self.max_tokens}; the least is 1. Nothing was sent. Allow what an answer needs."
+            )
+        if callable(self.prompt) and self.version is None:
+            raise TaskError(
+                f"Task {self.name!r} has a function as its prompt and no version. Nothing was sent. Give it version=1, and another number "
+                "whenever the function asks something else: its code is not compared."
+            )
+        if self.prompt_columns is not None and not callable(self.prompt):
+            raise TaskError(
+                f"Task {self.name!r} has prompt_columns, and a prompt that is a text. Nothing was sent. Leave them out: its slots say them."
             )
         for parameter in self.params:
             if parameter in OWN_PARAMETERS:
@@ -132,10 +145,10 @@ class ClaudeTask:
         return {
             "format": 1,
             "kind": self.kind,
-            "version": self.version,
+            "version": 1 if self.version is None else self.version,
             "column": self.column,
             "model": self.model,
-            "prompt": self.prompt,
+            "prompt": self.prompt if isinstance(self.prompt, str) else self._describe_function(self.prompt),
             "system": self.system,
             "schema": self.schema,
             "max_tokens": self.max_tokens,
@@ -144,6 +157,9 @@ class ClaudeTask:
             "params": dict(self.params),
             "decoding": 1,
         }
+
+    def _describe_function(self, prompt: PromptFunction) -> dict[str, object]:
+        return {"function": name_function(prompt), "columns": None if self.prompt_columns is None else list(self.prompt_columns)}
 
     @cached_property
     def task_key(self) -> str:

@@ -25,7 +25,7 @@ def write_file(target: Path, content: bytes | Path, *, replace: bool) -> bool:
 
     Args:
         target: Its folders are made where they are missing.
-        content: What to write, or the file to copy.
+        content: What to write, or the file to copy; one that was made beside its place (`part_beside`) is moved.
         replace: Whether to take the place of a file that is there.
 
     Returns:
@@ -34,6 +34,8 @@ def write_file(target: Path, content: bytes | Path, *, replace: bool) -> bool:
     Raises:
         OSError: The operating system's; what was there is as it was, unless only the last step failed, to force the folder to the disk.
     """
+    if isinstance(content, Path) and content.name.startswith(PART_PREFIX) and content.parent == target.parent:
+        return _finish(content, target, replace=replace)
     part = target.with_name(f"{PART_PREFIX}{uuid.uuid4().int}")
     try:
         with _create(part) as file:
@@ -42,15 +44,16 @@ def write_file(target: Path, content: bytes | Path, *, replace: bool) -> bool:
                     shutil.copyfileobj(origin, file, COPY_CHUNK_BYTES)
             else:
                 file.write(content)
-            file.flush()
-            _force(file.fileno())
-        written = _take_name(part, target, replace=replace)
-        # Also of a file that somebody else put there: whoever lost acts on it.
-        _force_folder(target.parent)
+        return _finish(part, target, replace=replace)
     finally:
         with suppress(OSError):
             part.unlink()
-    return written
+
+
+def part_beside(target: Path) -> Path:
+    """Return a name for a file that is being made beside its place, in a folder that is there."""
+    _make_folder(target.parent)
+    return target.with_name(f"{PART_PREFIX}{uuid.uuid4().int}")
 
 
 def remove_stale_parts(folder: Path) -> None:
@@ -59,6 +62,15 @@ def remove_stale_parts(folder: Path) -> None:
         for entry in entries:
             if entry.name.startswith(PART_PREFIX) and time.time() - entry.stat().st_mtime > STALE_AFTER_S:
                 os.unlink(entry.path)
+
+
+def _finish(part: Path, target: Path, *, replace: bool) -> bool:
+    with part.open("rb") as file:
+        _force(file.fileno())
+    written = _take_name(part, target, replace=replace)
+    # Also of a file that somebody else put there: whoever lost acts on it.
+    _force_folder(target.parent)
+    return written
 
 
 def _create(part: Path) -> BinaryIO:

@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from claude_batch_dagster.storage.arrays import to_arrow, words_to_arrow
 from claude_batch_dagster.storage.store import Store
 
 Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int32]
+Reasons = npt.NDArray[np.int8]
 
 REASONS = ("skipped", "too_large")
-SKIPPED, LARGE = range(2)
-"""Why a row is not asked about, as places in REASONS."""
+ASKED, SKIPPED, LARGE = range(-1, 2)
+"""Why a row is not asked about, as places in REASONS; ASKED where it is."""
+GROUP_ROWS = 131_072
+"""Of a keys file: so many rows are held until they are written, and read at once."""
 KEY_TYPE = pa.uuid()
 _REASON_TYPE = pa.dictionary(pa.int8(), pa.string())
 ROW_KEYS_SCHEMA = pa.schema([pa.field("request_key", KEY_TYPE), pa.field("reason", _REASON_TYPE)])
@@ -58,15 +62,13 @@ def keys_from_arrow(column: pa.Array | pa.ChunkedArray) -> Keys:
 
 def keys_to_arrow(keys: Keys, *, null_where_absent: bool = False) -> pa.Array:
     """Return an array of keys as a UUID column."""
-    storage = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys).tobytes())])
-    if null_where_absent and (absent := ~has_key(keys)).any():
-        storage = pc.if_else(pa.array(absent), pa.scalar(None, pa.binary(16)), storage)
-    return pa.ExtensionArray.from_storage(KEY_TYPE, storage)
+    valid = has_key(keys) if null_where_absent else None
+    return pa.ExtensionArray.from_storage(KEY_TYPE, to_arrow(np.ascontiguousarray(keys), pa.binary(16), valid))
 
 
-def key_hex(keys: Keys) -> list[str]:
-    """Return keys as 32 hex digits each."""
-    text = np.ascontiguousarray(keys).tobytes().hex()
+def key_digits(keys: Keys) -> list[bytes]:
+    """Return keys as 32 hex digits each, as bytes."""
+    text = np.ascontiguousarray(keys).tobytes().hex().encode()
     return [text[at : at + 32] for at in range(0, len(text), 32)]
 
 
@@ -114,6 +116,8 @@ class KeySet:
     def contains(self, keys: Keys) -> Mask:
         """Tell which of the keys are in the set."""
         found = np.zeros(len(keys), np.bool_)
+        if not self._count:
+            return found
         pending = np.flatnonzero(has_key(keys))
         at = self._home(keys[pending])
         while len(pending):
@@ -135,6 +139,34 @@ class KeySet:
             self.add(old[start : start + 65_536])
 
 
+class _GroupWriter:
+    """Writes the rows of a keys file in groups of a useful size, whatever pieces they come in."""
+
+    def __init__(self, file: Path, schema: pa.Schema, dictionary: str) -> None:
+        self.file = file
+        self.count = 0
+        self._schema = schema
+        self._writer = pq.ParquetWriter(file, schema, compression="none", use_dictionary=[dictionary])
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+
+    def write(self, columns: list[pa.Array]) -> None:
+        self._held.append(pa.record_batch(columns, schema=self._schema))
+        self._held_rows += len(columns[0])
+        self.count += len(columns[0])
+        if self._held_rows >= GROUP_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            self._writer.write_table(pa.Table.from_batches(self._held).unify_dictionaries(), row_group_size=GROUP_ROWS)
+        self._held, self._held_rows = [], 0
+
+
 class RowKeys:
     """Writes `keys/{digest}-{task_key}.parquet`, a row a source row, as a file is rendered.
 
@@ -144,21 +176,16 @@ class RowKeys:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._writer = pq.ParquetWriter(file, ROW_KEYS_SCHEMA, compression="none", use_dictionary=["reason"])
+        self._groups = _GroupWriter(file, ROW_KEYS_SCHEMA, "reason")
 
-    def append(self, keys: Keys, reasons: list[int | None]) -> None:
-        """Append the keys of some rows; a reason is an index of REASONS, None where the row is asked about."""
-        indices = pa.array(reasons, pa.int8())
-        self._writer.write_batch(
-            pa.record_batch(
-                [keys_to_arrow(keys, null_where_absent=True), pa.DictionaryArray.from_arrays(indices, pa.array(REASONS))],
-                schema=ROW_KEYS_SCHEMA,
-            )
-        )
+    def append(self, keys: Keys, reasons: Reasons) -> None:
+        """Append the keys of some rows, and why some have none."""
+        codes = to_arrow(np.where(reasons == ASKED, np.int8(0), reasons), pa.int8(), reasons != ASKED)
+        self._groups.write([keys_to_arrow(keys, null_where_absent=True), pa.DictionaryArray.from_arrays(codes, words_to_arrow(REASONS))])
 
     def close(self) -> None:
         """Finish the file."""
-        self._writer.close()
+        self._groups.close()
 
 
 def row_keys_path(digest: str, task_key: str) -> str:
@@ -166,12 +193,18 @@ def row_keys_path(digest: str, task_key: str) -> str:
     return f"keys/{digest}-{task_key}.parquet"
 
 
-def read_row_keys(store: Store, digest: str, task_key: str) -> pa.Table | None:
-    """Read the keys of a source file's rows, None where it was never rendered for this task."""
+def iter_row_keys(store: Store, digest: str, task_key: str) -> "Iterator[tuple[Keys, Reasons]] | None":
+    """Return the keys of a source file's rows, and why some have none, some rows at a time; None where it was never rendered for this task."""
     path = row_keys_path(digest, task_key)
-    if not store.exists(path):
-        return None
-    return pq.read_table(store.open(path), schema=ROW_KEYS_SCHEMA)
+    return _iter_row_keys(pq.ParquetFile(store.open(path))) if store.exists(path) else None
+
+
+def _iter_row_keys(file: pq.ParquetFile) -> Iterator[tuple[Keys, Reasons]]:
+    with file:
+        for batch in file.iter_batches(GROUP_ROWS):
+            reasons = batch.column("reason")
+            codes = np.array([*(REASONS.index(word) for word in reasons.dictionary.to_pylist()), ASKED], np.int8)
+            yield keys_from_arrow(batch.column("request_key")), codes[reasons.indices.fill_null(len(codes) - 1).to_numpy()]
 
 
 class OwnedKeys:
@@ -183,21 +216,26 @@ class OwnedKeys:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.count = 0
-        self._writer = pq.ParquetWriter(file, OWNED_SCHEMA, compression="none", use_dictionary=["task_key"])
+        self._groups = _GroupWriter(file, OWNED_SCHEMA, "task_key")
 
-    def append(self, task_key: str, keys: Keys, shards: list[int], positions: list[int]) -> None:
+    @property
+    def count(self) -> int:
+        """Requests so far."""
+        return self._groups.count
+
+    def append(self, task_key: str, keys: Keys, shards: Places, positions: Places) -> None:
         """Append requests of one task with their places."""
-        if not len(keys):
-            return
-        task_keys = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(keys), np.int32)), pa.array([task_key]))
-        columns = [task_keys, keys_to_arrow(keys), pa.array(shards, pa.int32()), pa.array(positions, pa.int32())]
-        self._writer.write_batch(pa.record_batch(columns, schema=OWNED_SCHEMA))
-        self.count += len(keys)
+        if len(keys):
+            task_keys = pa.DictionaryArray.from_arrays(to_arrow(np.zeros(len(keys), np.int32), pa.int32()), words_to_arrow([task_key]))
+            self._groups.write([task_keys, keys_to_arrow(keys), to_arrow(shards, pa.int32()), to_arrow(positions, pa.int32())])
+
+    def abandon(self) -> None:
+        """Let go of the file."""
+        self._groups.close()
 
     def close(self) -> str:
         """Finish the file; return its SHA-256 in hex."""
-        self._writer.close()
+        self._groups.close()
         with self.file.open("rb") as written:
             return hashlib.file_digest(written, "sha256").hexdigest()
 
@@ -208,13 +246,13 @@ def owned_keys_path(run_id: str) -> str:
 
 
 def read_owned_keys(store: Store, run_id: str) -> Iterator[tuple[str, Keys]]:
-    """Yield (task_key, keys) of what a run owns."""
-    table = pq.read_table(store.open(owned_keys_path(run_id)), columns=["task_key", "request_key"])
-    names = table["task_key"].combine_chunks().cast(pa.string()) if table.num_rows else pa.array([], pa.string())
-    keys = keys_from_arrow(table["request_key"])
-    for name in pc.unique(names).to_pylist():
-        mask = pc.equal(names, name).to_numpy(zero_copy_only=False)
-        yield name, keys[mask]
+    """Yield (task_key, keys) of what a run owns, some requests at a time: a task comes more than once."""
+    with pq.ParquetFile(store.open(owned_keys_path(run_id))) as file:
+        for batch in file.iter_batches(GROUP_ROWS, columns=["task_key", "request_key"]):
+            names, keys = batch.column("task_key"), keys_from_arrow(batch.column("request_key"))
+            codes = names.indices.to_numpy()
+            for code in np.unique(codes):
+                yield names.dictionary[int(code)].as_py(), keys[codes == code]
 
 
 def _table_size(expected: int) -> int:

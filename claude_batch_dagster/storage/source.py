@@ -6,50 +6,26 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.errors import SourceError
 from claude_batch_dagster.core.spelling import suggest
-from claude_batch_dagster.storage.store import Store, absolute_uri
+from claude_batch_dagster.storage.dataset import ParquetDataset
+from claude_batch_dagster.storage.store import Store
 
 PIECE_ROWS = 2_048
 SHOWN_DUPLICATES = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParquetDataset:
-    """Where the rows are, and what tells them apart. Nothing is read until a job is planned.
-
-    Attributes:
-        path: A local path or a URL (s3://, gs://, az://), of a file or of a folder.
-        key: The column or columns that identify a row within its partition: no nulls, each value once.
-        asset: The asset that writes it: a key, spec or definition, for lineage in Dagster.
-        partition_column: The hive column (`day=2026-11-01/`) whose values are the partitions; None for one output.
-    """
-
-    path: str
-    key: str | Sequence[str]
-    asset: Any = None
-    partition_column: str | None = None
-
-    @property
-    def key_columns(self) -> tuple[str, ...]:
-        """The key, always as a tuple."""
-        return (self.key,) if isinstance(self.key, str) else tuple(self.key)
-
-    @property
-    def uri(self) -> str:
-        """The path as an absolute path or URL."""
-        return absolute_uri(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +165,9 @@ class Source:
             SourceError: Terminal. The first five, with their rows.
         """
         keys = list(self.dataset.key_columns)
+        if not self._may_be_refused(files, keys):
+            self.check_types(files, keys)
+            return
         batches = [piece for file in files for piece in self.pieces(file, keys, rows=65_536)]
         if not batches:
             return
@@ -224,6 +203,20 @@ class Source:
                 f"{self._place(files)}: {twice.num_rows:,} {'key' if twice.num_rows == 1 else 'keys'} ({', '.join(keys)}) {'occurs' if twice.num_rows == 1 else 'occur'} more than once: {'; '.join(shown)}{more}. "
                 "Nothing of it was sent. Choose a key that is unique within a partition; several columns are possible."
             )
+
+    def _may_be_refused(self, files: Sequence[SourceFile], keys: list[str]) -> bool:
+        """Tell whether a key may be null, occur twice or identify no row: 8 bytes a row instead of the keys themselves."""
+        hashes = np.empty(sum(self.row_count(file) for file in files), np.uint64)
+        start = 0
+        for file in files:
+            for piece in self.pieces(file, keys, rows=65_536):
+                if any(column.null_count or pa.types.is_nested(column.type) for column in piece.columns):
+                    return True
+                hashes[start : start + piece.num_rows] = _hash_rows(piece.columns)
+                start += piece.num_rows
+        hashes = hashes[:start]
+        hashes.sort()
+        return bool((hashes[1:] == hashes[:-1]).any())
 
     def check_types(self, files: Sequence[SourceFile], columns: Sequence[str]) -> None:
         """Refuse files that do not all have these columns in the types of the first.
@@ -303,7 +296,7 @@ class Source:
     def _batches(self, parquet: pq.ParquetFile, file: SourceFile, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
         try:
             if columns:
-                yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
+                yield from _read_ahead(parquet.iter_batches(rows, columns=columns, use_threads=False))
                 return
             for start in range(0, parquet.metadata.num_rows, rows):
                 count = min(rows, parquet.metadata.num_rows - start)
@@ -323,6 +316,35 @@ def find_partition_column(dataset: ParquetDataset) -> ParquetDataset:
         return dataset
     columns = Source(dataset).hive_columns
     return replace(dataset, partition_column=columns[0]) if len(columns) == 1 else dataset
+
+
+def _read_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Read the next batch while one is worked on: decoding leaves the interpreter free."""
+    with ThreadPoolExecutor(1, "read") as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
+            yield batch
+
+
+def _hash_rows(columns: Sequence[pa.Array]) -> npt.NDArray[np.uint64]:
+    """Return a hash of each row: equal rows have equal ones, within this process."""
+    mixed = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        # The finalizer of splitmix64, so that neighbours in several columns do not fall together.
+        mixed ^= _hash_values(column) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _hash_values(column: pa.Array) -> npt.NDArray[np.uint64]:
+    if pa.types.is_signed_integer(column.type):
+        numbers: npt.NDArray[np.uint64] = column.cast(pa.int64()).to_numpy().view(np.uint64)
+        return numbers
+    storage = column.storage if isinstance(column.type, pa.BaseExtensionType) else column
+    return np.fromiter(map(hash, storage.to_pylist()), np.int64, len(column)).view(np.uint64)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

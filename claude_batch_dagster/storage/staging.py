@@ -1,18 +1,34 @@
 """Writes a round's shards: each POST body is encoded once, into a local file, and put whole under a name that holds its hash."""
 
 import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from claude_batch_dagster.core.records import ShardRef
-from claude_batch_dagster.core.request import submission_tag
-from claude_batch_dagster.core.shard import HEAD, MAX_BODY_BYTES, MAX_REQUESTS, SEPARATOR, TAIL, Place, ShardPacker, retag_line
+from claude_batch_dagster.core.request import SEPARATOR, LineFrame, submission_tag
+from claude_batch_dagster.core.shard import HEAD, MAX_BODY_BYTES, MAX_REQUESTS, TAIL, Place, Run, ShardPacker, retag_line
 from claude_batch_dagster.storage.plans import shard_path
 from claude_batch_dagster.storage.store import Store
 
+Nanos = npt.NDArray[np.int64]
+"""What requests may cost, in nano-USD."""
+QUEUED_BYTES = 1 << 20
+QUEUED_WRITES = 2
+"""So much is hashed and written at once, and so often it may wait for the disk, while the next piece is rendered."""
+
 
 class ShardStager:
-    """Packs request lines into shards and puts each into the store as soon as it is full.
+    """Packs requests into shards and puts each into the store as soon as it is full.
+
+    Hashing and writing a piece leave the interpreter free, so they happen beside the rendering of the next one.
 
     Args:
         store: The root.
@@ -54,11 +70,30 @@ class ShardStager:
         place = self._packer.place(len(line))
         if place is None:
             return None
-        if self._open is None or place.position == 0:
-            self._close()
-            self._open = _OpenShard(self._scratch / f"{place.shard}.json", submission_tag(self._run_id, self._round, place.shard))
-        self._open.append(line, worst_nano_usd)
+        self._append(Run(place.shard, place.position, 1), partial(retag_line, line), worst_nano_usd)
         return place
+
+    def extend(self, frame: LineFrame, keys: Sequence[bytes], rests: Sequence[bytes], worst_nano_usd: Nanos | None) -> list[Run]:
+        """Append requests of one task.
+
+        Args:
+            frame: What their lines share.
+            keys: Their request keys, 32 hex digits each, as bytes.
+            rests: What follows the head of their params; each request must fit a body on its own.
+            worst_nano_usd: What each may cost, None where the model has no price.
+
+        Returns:
+            Their places.
+        """
+        fixed = frame.fixed_bytes
+        runs = self._packer.place_all([fixed + len(rest) for rest in rests])
+        start = 0
+        for run in runs:
+            stop = start + run.count
+            worst = None if worst_nano_usd is None else int(worst_nano_usd[start:stop].sum())
+            self._append(run, partial(frame.join, keys=keys[start:stop], rests=rests[start:stop]), worst)
+            start = stop
+        return runs
 
     def finish(self) -> tuple[ShardRef, ...]:
         """Put the last shard; return all of them, in order."""
@@ -68,45 +103,90 @@ class ShardStager:
     def abandon(self) -> None:
         """Give up the shard that is being written; what was put before is garbage that no record names."""
         if self._open is not None:
-            self._open.close()
+            self._open.abandon()
             self._open = None
+
+    def _append(self, run: Run, lines: Callable[[str], bytes], worst_nano_usd: int | None) -> None:
+        with self._store.drafting(self._path()):
+            if self._open is None or run.position == 0:
+                self._close()
+                draft = self._store.draft(self._path(), self._scratch)
+                self._open = _OpenShard(draft, submission_tag(self._run_id, self._round, run.shard))
+            self._open.append(lines(self._open.tag), run.count, worst_nano_usd)
 
     def _close(self) -> None:
         if self._open is None:
             return
         shard, self._open = self._open, None
-        sha256 = shard.close()
-        path = shard_path(self._run_id, self._round, len(self._shards), sha256)
-        self._store.put_file(path, shard.file)
+        try:
+            with self._store.drafting(self._path()):
+                sha256 = shard.close()
+            self._store.put_file(self._path(sha256), shard.file)
+        finally:
+            shard.file.unlink(missing_ok=True)
         self._shards.append(
             ShardRef(
-                path=path, sha256=sha256, requests=shard.requests, body_bytes=shard.file.stat().st_size, worst_nano_usd=shard.worst_nano_usd
+                path=self._path(sha256),
+                sha256=sha256,
+                requests=shard.requests,
+                body_bytes=shard.body_bytes,
+                worst_nano_usd=shard.worst_nano_usd,
             )
         )
-        shard.file.unlink()
+
+    def _path(self, sha256: str = "") -> str:
+        return shard_path(self._run_id, self._round, len(self._shards), sha256)
 
 
 class _OpenShard:
     def __init__(self, file: Path, tag: str) -> None:
         self.file = file
+        self.tag = tag
         self.requests = 0
+        self.body_bytes = 0
         self.worst_nano_usd: int | None = 0
-        self._tag = tag
         self._hash = hashlib.sha256()
         self._out: BinaryIO = file.open("wb", buffering=1 << 20)
+        self._writer = ThreadPoolExecutor(1, "stage")
+        self._queued: deque[Future[None]] = deque()
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._write(HEAD)
 
-    def append(self, line: bytes, worst_nano_usd: int | None) -> None:
-        line = retag_line(line, self._tag)
-        self._write(SEPARATOR + line if self.requests else line)
-        self.requests += 1
+    def append(self, lines: bytes, requests: int, worst_nano_usd: int | None) -> None:
+        if self.requests:
+            self._write(SEPARATOR)
+        self._write(lines)
+        self.requests += requests
         self.worst_nano_usd = None if self.worst_nano_usd is None or worst_nano_usd is None else self.worst_nano_usd + worst_nano_usd
 
     def close(self) -> str:
-        self._write(TAIL)
-        self._out.close()
+        with self._out, self._writer:
+            self._write(TAIL)
+            self._flush()
+            while self._queued:
+                self._queued.popleft().result()
         return self._hash.hexdigest()
 
+    def abandon(self) -> None:
+        with suppress(OSError):
+            self.close()
+        self.file.unlink(missing_ok=True)
+
     def _write(self, content: bytes) -> None:
-        self._hash.update(content)
-        self._out.write(content)
+        self.body_bytes += len(content)
+        self._held.append(content)
+        self._held_bytes += len(content)
+        if self._held_bytes >= QUEUED_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        while len(self._queued) >= QUEUED_WRITES:
+            self._queued.popleft().result()
+        self._queued.append(self._writer.submit(self._put, self._held))
+        self._held, self._held_bytes = [], 0
+
+    def _put(self, contents: list[bytes]) -> None:
+        for content in contents:
+            self._hash.update(content)
+            self._out.write(content)

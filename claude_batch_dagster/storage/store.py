@@ -25,7 +25,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from claude_batch_dagster.core.errors import RootError, TerminalError, TransientError
 from claude_batch_dagster.fault_points import reach
-from claude_batch_dagster.storage.disk import remove_stale_parts, write_file
+from claude_batch_dagster.storage.disk import part_beside, remove_stale_parts, write_file
 from claude_batch_dagster.storage.failures import NO_ROOM, Attempt, explain_failure, explain_scratch
 
 if TYPE_CHECKING:
@@ -105,6 +105,28 @@ class Store:
                 remove_stale_parts((self.folder / path).parent)
             else:
                 obstore.put(self._store(), path, file)
+
+    def draft(self, path: str, scratch: Path) -> Path:
+        """Return where a large file is made that becomes an object of this folder: beside its place, so that it need not be copied.
+
+        Args:
+            path: Of any object of the folder; `put_file` gives the file its name.
+            scratch: Where it is made for an object store.
+        """
+        if self.folder is None:
+            return scratch / Path(path).name
+        with self.drafting(path):
+            return part_beside(self.folder / path)
+
+    @contextmanager
+    def drafting(self, path: str) -> Iterator[None]:
+        """Explain what fails while a file of `draft` is written, as every other write to this store is explained."""
+        try:
+            yield
+        except OSError as error:
+            if self.folder is None:
+                raise
+            raise self._failed("written", path, error) from error
 
     def get(self, path: str) -> bytes | None:
         """Return an object's content, None where there is no such object."""

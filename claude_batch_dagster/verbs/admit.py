@@ -6,19 +6,24 @@ winner's keys, so that no key is ever owned by two open runs.
 
 import os
 import socket
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import compress, groupby, islice
+
+import numpy as np
 
 from claude_batch_dagster.core.records import CostRange, KeysRef, LogEntry, Owner, ShardRef, SourceRef, TaskRef
-from claude_batch_dagster.core.request import parse_custom_id, short_name
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, params_bytes
-from claude_batch_dagster.storage.keys import KeySet, OwnedKeys, owned_keys_path, pack_keys, read_owned_keys
+from claude_batch_dagster.core.request import LineFrame, parse_custom_id, short_name
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, line_params
+from claude_batch_dagster.storage.keys import KeySet, pack_keys, read_owned_keys
 from claude_batch_dagster.storage.plans import admit_entry, read_entry, read_log
-from claude_batch_dagster.storage.staging import ShardStager
+from claude_batch_dagster.storage.source import PIECE_ROWS
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.estimate import Estimator
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan
+from claude_batch_dagster.verbs.stage import PlanStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +71,7 @@ def _held_by(store: Store, job: Job, winners: list[LogEntry], run_id: str, waits
     """Return the keys of ours that the winners own, by task_key; note the winners that hold any."""
     ours: dict[str, KeySet] = {}
     for task_key, keys in read_owned_keys(store, run_id):
-        ours[task_key] = KeySet(len(keys))
-        ours[task_key].add(keys)
+        ours.setdefault(task_key, KeySet()).add(keys)
     lost = {target.task.task_key: KeySet() for target in job.targets}
     for winner in winners:
         for task_key, keys in read_owned_keys(store, winner.run_id):
@@ -83,25 +87,20 @@ def _restage(
     """Stage the requests again that are still ours. The old files stay behind as garbage that no record names."""
     tasks = {short_name(target.task.name): target.task for target in job.targets}
     estimators = {name: Estimator(task.model, task.max_tokens, None) for name, task in tasks.items()}
-    with store.scratch() as scratch:
-        stager = ShardStager(store, run_id=run_id, round_number=1, scratch=scratch, max_requests=job.max_requests_per_batch)
-        owned = OwnedKeys(scratch / "owned_keys.parquet")
+    with store.scratch() as scratch, closing(PlanStage(job, store, run_id, scratch)) as stage:
         for shard in shards:
-            for line in iter_lines(store.stream(shard.path)):
-                identity = parse_custom_id(line_custom_id(line))
-                task_key = tasks[identity.name].task_key
-                key = pack_keys([bytes.fromhex(identity.request_key)])
-                if lost[task_key].contains(key)[0]:
-                    continue
-                place = stager.add(line, estimators[identity.name].add(params_bytes(line), line_max_tokens(line)))
-                assert place is not None, "it had a place before"
-                owned.append(task_key, key, [place.shard], [place.position])
-        left = stager.finish()
-        sha256 = owned.close()
-        if not left:
-            return (), None
-        store.put_file(owned_keys_path(run_id), owned.file)
-        return left, KeysRef(path=owned_keys_path(run_id), sha256=sha256, count=owned.count)
+            lines = ((parse_custom_id(line_custom_id(line)), line) for line in iter_lines(store.stream(shard.path)))
+            while piece := list(islice(lines, PIECE_ROWS)):
+                for name, group in groupby(piece, key=lambda pair: pair[0].name):
+                    members = list(group)
+                    keys = pack_keys([bytes.fromhex(identity.request_key) for identity, _ in members])
+                    kept = ~lost[tasks[name].task_key].contains(keys)
+                    params = [line_params(line) for _, line in compress(members, kept)]
+                    caps = [line_max_tokens(line) for _, line in compress(members, kept)]
+                    worst = estimators[name].add(np.array([len(one) for one in params], np.int64), np.array(caps, np.int64))
+                    stage.add(tasks[name].task_key, LineFrame(name, b""), keys[kept], params, worst)
+        staged = stage.finish()
+    return staged.shards, staged.keys
 
 
 def _entry(job: Job, plan: Plan, *, number: int, shards: tuple[ShardRef, ...], keys: KeysRef, reserved_nano_usd: int) -> LogEntry:

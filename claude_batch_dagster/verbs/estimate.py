@@ -4,13 +4,18 @@
 million tokens of each kind, and refused where they are not below the standard price.
 """
 
-import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from genai_prices import Usage, calc_price
+
+from claude_batch_dagster.storage.staging import Nanos
 
 PROMPT_STEPS_TOKENS = (100_000, 200_000)
 """Prompts above these have another price with some models."""
@@ -81,28 +86,41 @@ class Estimator:
         self._requests = self._largest = self._worst_input = self._worst_output = self._expected_input = self._worst_nano = 0
         self._expected_nano = 0.0
 
-    def add(self, params_bytes: int, max_tokens: int | None = None) -> int | None:
-        """Count a request; return what it may cost at most, in nano-USD, None where the model has no price.
+    def add(self, params_bytes: npt.NDArray[np.int64], max_tokens: npt.NDArray[np.int64] | None = None) -> Nanos | None:
+        """Count requests; return what each may cost at most, None where the model has no price.
 
         Args:
-            params_bytes: Its length.
-            max_tokens: Where it is asked with another one than the task's.
+            params_bytes: Of each request's params.
+            max_tokens: Of each, where they are asked with others than the task's.
         """
-        max_tokens = max_tokens or self._max_tokens
+        caps: npt.NDArray[np.int64] = np.full(len(params_bytes), self._max_tokens) if max_tokens is None else max_tokens
+        if not len(params_bytes):
+            return params_bytes
         worst_input = -(-params_bytes // WORST_BYTES_PER_TOKEN)
-        expected_input = math.ceil(params_bytes / EXPECTED_BYTES_PER_TOKEN)
-        self._requests += 1
-        self._largest = max(self._largest, params_bytes)
-        self._worst_input += worst_input
-        self._worst_output += max_tokens
-        self._expected_input += expected_input
-        worst_prices, prices = unit_prices(self._model, worst_input), unit_prices(self._model, expected_input)
-        if worst_prices is None or prices is None:
+        expected_input = np.ceil(params_bytes / EXPECTED_BYTES_PER_TOKEN).astype(np.int64)
+        self._requests += len(params_bytes)
+        self._largest = max(self._largest, int(params_bytes.max()))
+        self._worst_input += int(worst_input.sum())
+        self._worst_output += int(caps.sum())
+        self._expected_input += int(expected_input.sum())
+        worst_cost, expected_cost = self._price(worst_input, caps), self._price(expected_input, self._output_tokens)
+        if worst_cost is None or expected_cost is None:
             return None
-        worst = -(-(worst_input * worst_prices.input + max_tokens * worst_prices.output) // _MILLION)
-        self._worst_nano += worst
-        self._expected_nano += (expected_input * prices.input + self._output_tokens * prices.output) / _MILLION
+        worst: Nanos = -(-worst_cost // _MILLION)
+        self._worst_nano += int(worst.sum())
+        self._expected_nano += float(expected_cost.sum()) / _MILLION
         return worst
+
+    def _price(self, input_tokens: npt.NDArray[np.int64], output_tokens: float | npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
+        """Return what requests with these tokens cost, in nano-USD times a million."""
+        steps = np.searchsorted(PROMPT_STEPS_TOKENS, input_tokens)
+        prices = [_prices_of_step(self._model, step) for step in range(int(steps.max()) + 1)]
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices):
+            return None
+        by_input, by_output = np.array([(price.input, price.output) for price in known], np.int64).T
+        cost: npt.NDArray[Any] = input_tokens * by_input[steps] + output_tokens * by_output[steps]
+        return cost
 
     def finish(self) -> TaskEstimate:
         """Return the sums."""
@@ -134,7 +152,7 @@ def price_usage(
         cache_write_1h_tokens: Written for an hour.
     """
     prompt = input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens
-    prices = unit_prices(model, prompt)
+    prices = _prices_of_step(model, bisect_left(PROMPT_STEPS_TOKENS, prompt))
     if prices is None:
         return None
     total = (
@@ -149,7 +167,7 @@ def price_usage(
 
 def unit_prices(model: str, prompt_tokens: int) -> UnitPrices | None:
     """Return a model's batch prices for a prompt of this size, caches included; None where they are not known."""
-    return _prices_of_step(model, sum([prompt_tokens > limit for limit in PROMPT_STEPS_TOKENS]))
+    return _prices_of_step(model, bisect_left(PROMPT_STEPS_TOKENS, prompt_tokens))
 
 
 @cache

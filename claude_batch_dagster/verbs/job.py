@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from claude_batch_dagster.core.errors import TaskError, UsageError
 from claude_batch_dagster.core.records import RootRecord
 from claude_batch_dagster.core.request import short_name
 from claude_batch_dagster.core.shard import MAX_REQUESTS
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.output import Marker
-from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.store import absolute_uri
+
+if TYPE_CHECKING:
+    from claude_batch_dagster.storage.output import Marker
 
 DEFAULT_MAX_IN_FLIGHT_BATCHES = 2
 """Two full batches fill the smallest tier's queue of 200,000 requests (platform.claude.com rate limits, checked 2026-11-22)."""
@@ -111,8 +114,11 @@ class Job:
         if len(set(outputs)) < len(outputs):
             raise UsageError(f"Two tasks write to {max(outputs, key=outputs.count)}. Nothing was sent. Give each a folder of its own.")
 
-    def marker(self) -> Marker:
+    def marker(self) -> "Marker":
         """Return what claims an output of this job."""
+        # Here, since definitions hold jobs, and must load without Parquet.
+        from claude_batch_dagster.storage.output import Marker
+
         return Marker(source=self.source.uri, endpoint=self.endpoint, partition_column=self.source.partition_column)
 
     def root_record(self, root_id: str) -> RootRecord:

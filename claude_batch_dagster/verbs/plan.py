@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 import uuid_utils
 
 from claude_batch_dagster.core.errors import OutputError, SourceError, TaskError, UsageError
 from claude_batch_dagster.core.records import KeysRef, LogEntry, ShardRef
-from claude_batch_dagster.core.request import Renderer
+from claude_batch_dagster.core.request import LineFrame, Renderer
+from claude_batch_dagster.core.shard import raise_params
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.keys import REASONS, Keys, Mask, pack_keys
+from claude_batch_dagster.storage.heap import keep_freed_memory
+from claude_batch_dagster.storage.keys import Keys, Mask
 from claude_batch_dagster.storage.output import carried_columns, check_output, is_whole_output, output_path, output_schema
 from claude_batch_dagster.storage.plans import LogSnapshot, read_log
 from claude_batch_dagster.storage.source import Source, SourceFile
@@ -27,46 +30,11 @@ from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.pin import pin_job_root
 from claude_batch_dagster.verbs.preflight import Preflight, plan_preflight
 from claude_batch_dagster.verbs.reasons import ReasonCounter
-from claude_batch_dagster.verbs.render import KeyKeeper, RenderedPiece, read_kept_keys, read_or_render_keys, render_rows
+from claude_batch_dagster.verbs.render import KeyKeeper, RenderedPiece, iter_kept_keys, read_or_render_keys, render_rows
 from claude_batch_dagster.verbs.select import FileRows, leaves_rows_out, row_key_texts, select_rows
 from claude_batch_dagster.verbs.stage import CountingStage, PlanStage, Staged
 from claude_batch_dagster.verbs.subtract import Subtraction, read_subtractions
-
-
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """Rows and distinct requests of one output's partition, as planned.
-
-    Attributes:
-        rows: Source rows.
-        skipped: Rows with nothing to ask about.
-        too_large: Rows whose request exceeds a batch on its own.
-        asked: Requests that this plan owns.
-        already_answered: Requests with a final answer in the store.
-        in_flight: Requests that another open run owns.
-    """
-
-    rows: int = 0
-    skipped: int = 0
-    too_large: int = 0
-    asked: int = 0
-    already_answered: int = 0
-    in_flight: int = 0
-
-    def count_rows(self, reasons: Sequence[str | None]) -> None:
-        """Count rows, and those that are not asked about by their reason."""
-        self.rows += len(reasons)
-        self.skipped += reasons.count("skipped")
-        self.too_large += reasons.count("too_large")
-
-
-def sum_tallies(tallies: Iterable[Tally]) -> Tally:
-    """Return the sum of tallies."""
-    total = Tally()
-    for tally in tallies:
-        for name in ("rows", "skipped", "too_large", "asked", "already_answered", "in_flight"):
-            setattr(total, name, getattr(total, name) + getattr(tally, name))
-    return total
+from claude_batch_dagster.verbs.tally import Tally, sum_tallies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +118,7 @@ def plan_job(
         RootError: Terminal. The root is another endpoint's, or cannot be written.
         TaskError: Terminal. A slot is no column.
     """
+    keep_freed_memory()
     return _Planner(job, preview=preview, concluded_runs=concluded_runs, waited_runs=waited_runs, on_rows=on_rows).plan()
 
 
@@ -199,7 +168,14 @@ class _Planner:
             self._check_limit(selected)
         # The log before the answers: a run that ends between the two reads must be in one of them.
         snapshot = read_log(self._store)
-        known = read_subtractions(self._store, self._job, snapshot, concluded_runs=self._concluded_runs, waited_runs=self._waited_runs)
+        known = read_subtractions(
+            self._store,
+            self._job,
+            snapshot,
+            rows=sum(part.rows for parts in selected.values() for part in parts),
+            concluded_runs=self._concluded_runs,
+            waited_runs=self._waited_runs,
+        )
         if self._job.ask_again:
             self._add_again(selected, known)
         with self._store.scratch() as scratch, ExitStack() as opened:
@@ -334,34 +310,44 @@ class _Planner:
         tally: Tally,
         tallies: dict[tuple[str, str | None], Tally],
     ) -> None:
-        kept = read_kept_keys(self._store, self._source, part, plan.task)
+        # A byte a row: which of them are asked for another reason than an earlier answer.
+        fresh: list[Mask] = []
+        kept = iter_kept_keys(self._store, self._source, part, plan.task)
         if kept is not None:
-            tally.count_rows(kept.reasons)
-            keys, asked = kept.keys, plan.split(kept.keys, tally)
-            if asked.any():
-                start = 0
-                for piece in render_rows(self._source, part, plan.task):
-                    plan.ask(piece, asked[start : start + len(piece.keys)], stage)
-                    start += len(piece.keys)
+            asked: list[Mask] = []
+            for rows in kept:
+                tally.count_rows(rows.reasons)
+                asked.append(plan.split(rows.keys, tally))
+                fresh.append(plan.explain(rows.keys, asked[-1]))
+            self._ask_kept(plan, part, np.concatenate([np.zeros(0, np.bool_), *asked]), stage)
         else:
-            pieces: list[tuple[Keys, Mask]] = [(pack_keys([]), np.zeros(0, np.bool_))]
             with KeyKeeper(self._store, self._source, part, plan.task, keep=not self._preview) as keeper:
                 for piece in render_rows(self._source, part, plan.task):
-                    keeper.add(piece)
-                    tally.count_rows([None if reason is None else REASONS[reason] for reason in piece.reasons])
-                    piece_asked = plan.split(piece.keys, tally)
+                    keeper.add(piece.rows)
+                    tally.count_rows(piece.rows.reasons)
+                    piece_asked = plan.split(piece.rows.keys, tally)
                     plan.ask(piece, piece_asked, stage)
-                    pieces.append((piece.keys, piece_asked))
+                    fresh.append(plan.explain(piece.rows.keys, piece_asked))
                     self._report(tallies)
-            keys, asked = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
-        if asked.any():
-            plan.reasons.add(partition, part, keys, asked, plan.known)
+        plan.reasons.compare(partition, part, np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *fresh])))
         self._report(tallies)
+
+    def _ask_kept(self, plan: "_TargetPlan", part: FileRows, asked: Mask, stage: CountingStage | PlanStage) -> None:
+        """Render a file again whose keys were kept, for the rows of it that are asked."""
+        start = 0
+        for piece in render_rows(self._source, part, plan.task) if asked.any() else ():
+            plan.ask(piece, asked[start : start + len(piece.rests)], stage)
+            start += len(piece.rests)
 
     def _plan_preflights(self, plans: "dict[str, _TargetPlan]", files: dict[str | None, list[SourceFile]]) -> tuple[Preflight, ...]:
         columns = self._source.schema(next(iter(files.values()))[0]).names
-        new = [plan.task for plan in plans.values() if not len(plan.known.answers) and plan.estimator.finish().requests]
-        planned = (plan_preflight(self._store, self._run_id, task, columns, stage=not self._preview) for task in new)
+        new = [plan for plan in plans.values() if not len(plan.known.answers) and plan.example is not None]
+        planned = (
+            plan_preflight(
+                self._store, self._run_id, plan.task, columns, first_params=(plan.example or "").encode(), stage=not self._preview
+            )
+            for plan in new
+        )
         return tuple(preflight for preflight in planned if preflight is not None)
 
     def _report(self, tallies: dict[tuple[str, str | None], Tally]) -> None:
@@ -407,17 +393,33 @@ class _TargetPlan:
         tally.already_answered += split.answered
         return split.asked
 
+    def explain(self, keys: Keys, asked: Mask) -> Mask:
+        """Count why requests are asked; return the rows whose reason the former output tells."""
+        return self.reasons.count(keys, asked, self.known)
+
     def ask(self, piece: RenderedPiece, asked: Mask, stage: CountingStage | PlanStage) -> None:
         """Stage the requests of these rows."""
-        rows = np.flatnonzero(asked)
-        places = []
-        for row, max_tokens in zip(rows, self.known.answers.raised_caps(piece.keys[rows]), strict=True):
-            request = piece.requests[row]
-            assert request is not None, "only rows with a request are asked about"
-            self.example = self.example or request.params.decode()
-            worst = self.estimator.add(len(request.params), max_tokens)
-            places.append(stage.add(self.task.name, request, worst, max_tokens))
-        stage.own(self.task.task_key, piece.keys[rows], places)
+        if not asked.any():
+            return
+        keys = piece.rows.keys[asked]
+        rests = piece.rests if asked.all() else list(compress(piece.rests, asked))
+        self.example = self.example or (piece.frame.head + rests[0]).decode()
+        caps = self.known.answers.raised_caps(keys)
+        if caps:
+            self._ask_raised(keys, {row: (piece.frame.head + rests[row], cap) for row, cap in caps.items()}, stage)
+            plain = np.ones(len(keys), np.bool_)
+            plain[list(caps)] = False
+            keys, rests = keys[plain], list(compress(rests, plain))
+            asked = asked.copy()
+            asked[np.flatnonzero(asked)[~plain]] = False
+        worst = self.estimator.add(piece.params_bytes[asked])
+        stage.add(self.task.task_key, piece.frame, keys, rests, worst)
+
+    def _ask_raised(self, keys: Keys, raised: dict[int, tuple[bytes, int]], stage: CountingStage | PlanStage) -> None:
+        """Stage requests whose answers were cut, with the `max_tokens` that their run granted them."""
+        params = [raise_params(params, cap) for params, cap in raised.values()]
+        worst = self.estimator.add(np.array([len(one) for one in params]), np.array([cap for _, cap in raised.values()]))
+        stage.add(self.task.task_key, LineFrame(self.task.name, b""), keys[list(raised)], params, worst)
 
 
 def source_fingerprint(source: Source, files: Iterable[SourceFile]) -> str:

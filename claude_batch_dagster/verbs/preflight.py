@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from claude_batch_dagster.core.models import FULL_PRICE
 from claude_batch_dagster.core.records import PreflightRef
 from claude_batch_dagster.core.request import Renderer
@@ -31,7 +33,9 @@ class Preflight:
     worst_nano_usd: int | None
 
 
-def plan_preflight(store: Store, run_id: str, task: ClaudeTask, columns: Sequence[str], *, stage: bool) -> Preflight | None:
+def plan_preflight(
+    store: Store, run_id: str, task: ClaudeTask, columns: Sequence[str], *, first_params: bytes, stage: bool
+) -> Preflight | None:
     """Plan a task's request on the sample text, None where it was tried before.
 
     Args:
@@ -39,24 +43,30 @@ def plan_preflight(store: Store, run_id: str, task: ClaudeTask, columns: Sequenc
         run_id: Of the run that will try it.
         task: A task without any answer in the store.
         columns: The source's, which the prompt's slots name.
+        first_params: Of the plan's first request: what is tried where a function writes the prompts, which could not take our text.
         stage: Whether to write the request into the root.
     """
     if store.exists(f"preflights/{task.task_key}.json"):
         return None
-    renderer = Renderer(task, columns)
-    (request,) = renderer.render([[SAMPLE_TEXT] * len(renderer.columns)])
-    assert request is not None, "the sample text is not blank"
+    params = first_params if callable(task.prompt) else _render_sample(task, columns)
     path = f"plans/{run_id}/preflight-{task.task_key}.json"
     if stage:
-        store.put(path, request.params)
+        store.put(path, params)
     estimator = Estimator(task.model, task.max_tokens, None)
-    estimator.add(len(request.params))
+    estimator.add(np.array([len(params)]))
     estimate = estimator.finish()
     return Preflight(
         ref=PreflightRef(task_key=task.task_key, path=path),
         expected_nano_usd=_full_price(estimate.expected_nano_usd),
         worst_nano_usd=_full_price(estimate.worst_nano_usd),
     )
+
+
+def _render_sample(task: ClaudeTask, columns: Sequence[str]) -> bytes:
+    renderer = Renderer(task, columns)
+    (request,) = renderer.render([[SAMPLE_TEXT] * len(renderer.columns)])
+    assert request is not None, "the sample text is not blank"
+    return request.params
 
 
 def _full_price(batch_nano_usd: int | None) -> int | None:

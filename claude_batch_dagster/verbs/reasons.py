@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -76,13 +77,11 @@ class ReasonCounter:
     counts: Counter[str] = field(default_factory=Counter)
     former_task_keys: set[str] = field(default_factory=set)
 
-    def add(self, partition: str | None, part: FileRows, keys: Keys, asked: Mask, known: Subtraction) -> None:
-        """Count why some of a file's rows are asked.
+    def count(self, keys: Keys, asked: Mask, known: Subtraction) -> Mask:
+        """Count the requests that are asked again; return which of the rows are asked for another reason.
 
         Args:
-            partition: The file's.
-            part: The rows that were planned.
-            keys: Of these rows.
+            keys: Of some rows.
             asked: Which of them the plan will own.
             known: What they were compared with.
         """
@@ -91,14 +90,25 @@ class ReasonCounter:
         failed = (known.answers.find(keys[rows]) >= 0) & ~again
         self.counts[Reason.ASKED_AGAIN] += int(again.sum())
         self.counts[Reason.FAILED_BEFORE] += int(failed.sum())
-        rest = rows[~again & ~failed]
-        if not len(rest):
+        rest = np.zeros(len(keys), np.bool_)
+        rest[rows[~again & ~failed]] = True
+        return rest
+
+    def compare(self, partition: str | None, part: FileRows, rows: npt.NDArray[np.int64]) -> None:
+        """Count the other reasons of a file's rows, told from the output as it is now.
+
+        Args:
+            partition: The file's.
+            part: The rows that were planned.
+            rows: Places among them.
+        """
+        if not len(rows):
             return
         former = self._read_former(partition)
         if former is None:
-            self.counts[Reason.NEW] += len(rest)
+            self.counts[Reason.NEW] += len(rows)
         else:
-            self._compare(part, rest, former)
+            self._compare(part, rows, former)
 
     def describe_changes(self, store: Store) -> tuple[str, ...]:
         """Return which parts of the task differ from the versions that wrote the output."""
@@ -177,6 +187,12 @@ def _short(value: object) -> str | None:
 
 def _as_text(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     """Give key columns a type that both sides of a join share."""
-    arrays = [pa.array([None if value is None else str(value) for value in table[column].to_pylist()], pa.string()) for column in columns]
     others = [name for name in table.column_names if name not in columns]
-    return pa.table([*arrays, *(table[name] for name in others)], names=[*columns, *others])
+    return pa.table([*(_text_of(table[name]) for name in columns), *(table[name] for name in others)], names=[*columns, *others])
+
+
+def _text_of(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())

@@ -37,6 +37,7 @@ from claude_batch_dagster.core.recovery_contract import (
     WantedTask,
 )
 from claude_batch_dagster.core.request import short_name
+from claude_batch_dagster.storage.compaction import forget_lost_responses
 from claude_batch_dagster.storage.plans import read_log
 from claude_batch_dagster.storage.recovered import WantedKeys, iter_wanted_keys, remove_recovery, wanted_keys_path
 from claude_batch_dagster.storage.source import Source, SourceFile
@@ -45,7 +46,7 @@ from claude_batch_dagster.verbs.connection import Connection, connect, find_reas
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.lost_root import end_orphans, find_orphans
 from claude_batch_dagster.verbs.pin import pin_job_root
-from claude_batch_dagster.verbs.render import read_or_render_keys
+from claude_batch_dagster.verbs.render import iter_keys
 from claude_batch_dagster.verbs.select import FileRows, select_rows
 from claude_batch_dagster.verbs.subtract import read_subtractions
 
@@ -142,6 +143,7 @@ class _Recovery:
         pin_job_root(self.store, self.job, write=True)
         try:
             tasks = tuple(self._stage(target, files) for files in [self._list_files()] for target in self.job.targets)
+            self._accept_losses()
             before = self._count_unanswered(tasks)
             ended = asyncio.run(self._harvest(tasks))
             after = self._count_unanswered(tasks)
@@ -157,6 +159,14 @@ class _Recovery:
             left_out=self.left_out,
             duration_s=time.monotonic() - self.began_s,
         )
+
+    def _accept_losses(self) -> None:
+        """Let the index forget response files that are gone: what they held is looked for at Anthropic."""
+        for target in self.job.targets:
+            lost = forget_lost_responses(self.store, self.job.endpoint, target.task.task_key)
+            if lost:
+                files = f"{len(lost):,} response {'file' if len(lost) == 1 else 'files'}"
+                self._tell("looking for lost responses", f"{files} of {target.task.name} are gone: {', '.join(lost[:3])}.")
 
     def _list_files(self) -> dict[str | None, list[FileRows]]:
         source = Source(self.job.source)
@@ -185,7 +195,8 @@ class _Recovery:
                 for partition, parts in files.items():
                     try:
                         for part in parts:
-                            wanted.add(read_or_render_keys(self.store, source, part, task).keys)
+                            for rows in iter_keys(self.store, source, part, task):
+                                wanted.add(rows.keys)
                             self._tell(f"{len(wanted):,} requests of {task.name} to look for")
                     except SourceError as error:
                         if partition is None:
@@ -196,7 +207,8 @@ class _Recovery:
 
     def _count_unanswered(self, tasks: tuple[WantedTask, ...]) -> Unanswered:
         """Tell what a run would do with the requests, as the store is now."""
-        known = read_subtractions(self.store, self.job, read_log(self.store), concluded_runs=(), waited_runs=())
+        rows = max(task.count for task in tasks)
+        known = read_subtractions(self.store, self.job, read_log(self.store), rows=rows, concluded_runs=(), waited_runs=())
         asked = answered = in_flight = 0
         for task in tasks:
             for keys in iter_wanted_keys(self.store, task.keys):

@@ -7,40 +7,41 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
-from claude_batch_dagster.core.errors import SourceError
-from claude_batch_dagster.core.request import Renderer, Request, line_bytes
+from claude_batch_dagster.core.errors import SourceError, TaskError
+from claude_batch_dagster.core.request import LineFrame, Renderer
 from claude_batch_dagster.core.shard import fits_alone
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.keys import (
-    LARGE,
-    REASONS,
-    SKIPPED,
-    Keys,
-    RowKeys,
-    keys_from_arrow,
-    pack_keys,
-    read_row_keys,
-    row_keys_path,
-)
+from claude_batch_dagster.storage.keys import ASKED, LARGE, SKIPPED, Keys, Reasons, RowKeys, iter_row_keys, row_keys_path
 from claude_batch_dagster.storage.source import PIECE_ROWS, Source
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.select import FileRows, first_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyedRows:
+    """Some rows of a file, in order: their keys, and why some have none."""
+
+    keys: Keys
+    reasons: Reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedPiece:
-    """A few thousand rows of a file, in order.
+    """A few thousand rows of a file, in order, as requests.
 
     Attributes:
-        requests: None for a row that asks nothing.
-        keys: A row each, none where nothing is asked.
-        reasons: SKIPPED or LARGE for a row that is not asked about, else None.
+        frame: What the requests share.
+        rests: What follows the head of each row's params, empty for a row that asks nothing.
+        params_bytes: The length of each row's params.
+        rows: Their keys, none where nothing is asked.
     """
 
-    requests: list[Request | None]
-    keys: Keys
-    reasons: list[int | None]
+    frame: LineFrame
+    rests: list[bytes]
+    params_bytes: npt.NDArray[np.int64]
+    rows: KeyedRows
 
 
 def render_rows(source: Source, part: FileRows, task: ClaudeTask) -> Iterator[RenderedPiece]:
@@ -48,6 +49,7 @@ def render_rows(source: Source, part: FileRows, task: ClaudeTask) -> Iterator[Re
     renderer = Renderer(task, source.schema(part.file).names)
     columns = list(dict.fromkeys(renderer.columns))
     at = [columns.index(column) for column in renderer.columns]
+    start = 0
     for piece in first_rows(source.pieces(part.file, columns, PIECE_ROWS), part.rows):
         try:
             values = [piece.column(i).to_pylist() for i in range(len(columns))]
@@ -55,46 +57,64 @@ def render_rows(source: Source, part: FileRows, task: ClaudeTask) -> Iterator[Re
             raise SourceError(
                 f"{source.name(part.file)} has text that is not UTF-8 in {', '.join(columns)}: {error.reason}. Nothing was sent from it. Write it again."
             ) from error
-        requests = list(renderer.render(zip(*(values[i] for i in at), strict=True)))
-        reasons = [SKIPPED if r is None else None if fits_alone(line_bytes(task.name, r)) else LARGE for r in requests]
-        keys = pack_keys([r.key if r is not None and reason is None else None for r, reason in zip(requests, reasons, strict=True)])
-        yield RenderedPiece(requests=requests, keys=keys, reasons=reasons)
+        try:
+            rendered = renderer.render_columns([values[i] for i in at])
+        except TaskError as error:
+            row = error.context.get("row")
+            raise TaskError(
+                f"{source.name(part.file)}, row {start + row + 1:,}: {error}" if isinstance(row, int) else str(error)
+            ) from error
+        start += piece.num_rows
+        frame = LineFrame(task.name, rendered.head)
+        lengths = np.fromiter(map(len, rendered.rests), np.int64, len(rendered.rests))
+        keys = np.frombuffer(rendered.keys, np.uint64).reshape(-1, 2)
+        reasons = np.where(lengths == 0, np.int8(SKIPPED), np.int8(ASKED))
+        if not fits_alone(frame.fixed_bytes + int(lengths.max(initial=0))):
+            large = np.array([not fits_alone(frame.fixed_bytes + int(length)) for length in lengths])
+            reasons[large] = LARGE
+            keys = np.where(large[:, None], np.uint64(0), keys)
+        yield RenderedPiece(
+            frame=frame, rests=rendered.rests, params_bytes=lengths + len(rendered.head), rows=KeyedRows(keys=keys, reasons=reasons)
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyedRows:
-    """The keys of a file's rows, and why some have none: a word of REASONS, None where a row is asked about."""
-
-    keys: Keys
-    reasons: list[str | None]
-
-
-def read_kept_keys(store: Store, source: Source, part: FileRows, task: ClaudeTask) -> KeyedRows | None:
+def iter_kept_keys(store: Store, source: Source, part: FileRows, task: ClaudeTask) -> Iterator[KeyedRows] | None:
     """Return the keys that were kept when the file was first rendered for this task, None where it never was."""
-    table = read_row_keys(store, source.digest(part.file), task.task_key)
-    if table is None:
-        return None
-    table = table.slice(0, part.rows)
-    return KeyedRows(keys=keys_from_arrow(table["request_key"]), reasons=table["reason"].to_pylist())
+    kept = iter_row_keys(store, source.digest(part.file), task.task_key)
+    return None if kept is None else _first_kept(kept, part.rows)
 
 
-def read_or_render_keys(store: Store, source: Source, part: FileRows, task: ClaudeTask, *, keep: bool = True) -> KeyedRows:
-    """Return the keys of a file's rows, rendered where the file is new.
+def iter_keys(store: Store, source: Source, part: FileRows, task: ClaudeTask, *, keep: bool = True) -> Iterator[KeyedRows]:
+    """Yield the keys of a file's rows, rendered where the file is new.
 
     Args:
         keep: Whether to keep what had to be rendered, so that the file is never rendered for this task again.
     """
-    kept = read_kept_keys(store, source, part, task)
+    kept = iter_kept_keys(store, source, part, task)
     if kept is not None:
-        return kept
-    keys: list[Keys] = [pack_keys([])]
-    reasons: list[int | None] = []
+        yield from kept
+        return
     with KeyKeeper(store, source, part, task, keep=keep) as keeper:
         for piece in render_rows(source, part, task):
-            keys.append(piece.keys)
-            reasons += piece.reasons
-            keeper.add(piece)
-    return KeyedRows(keys=np.concatenate(keys), reasons=[None if reason is None else REASONS[reason] for reason in reasons])
+            keeper.add(piece.rows)
+            yield piece.rows
+
+
+def read_or_render_keys(store: Store, source: Source, part: FileRows, task: ClaudeTask, *, keep: bool = True) -> KeyedRows:
+    """Return the keys of all of a file's rows, rendered where the file is new: 17 bytes a row."""
+    pieces = list(iter_keys(store, source, part, task, keep=keep))
+    return KeyedRows(
+        keys=np.concatenate([np.empty((0, 2), np.uint64), *(piece.keys for piece in pieces)]),
+        reasons=np.concatenate([np.empty(0, np.int8), *(piece.reasons for piece in pieces)]),
+    )
+
+
+def _first_kept(kept: Iterator[tuple[Keys, Reasons]], rows: int) -> Iterator[KeyedRows]:
+    for keys, reasons in kept:
+        yield KeyedRows(keys=keys[:rows], reasons=reasons[:rows])
+        rows -= len(keys)
+        if rows <= 0:
+            return
 
 
 class KeyKeeper:
@@ -109,10 +129,10 @@ class KeyKeeper:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, piece: RenderedPiece) -> None:
+    def add(self, rows: KeyedRows) -> None:
         """Note the keys of the next rows."""
         if self._written is not None:
-            self._written.append(piece.keys, piece.reasons)
+            self._written.append(rows.keys, rows.reasons)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._scratch:

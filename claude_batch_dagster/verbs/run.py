@@ -24,9 +24,11 @@ from claude_batch_dagster.verbs.endpoint import name_root
 from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, Watched, check_concluded, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.lost_root import find_orphans, refuse_lost_root
-from claude_batch_dagster.verbs.plan import Plan, Tally, plan_job
+from claude_batch_dagster.verbs.plan import Plan, plan_job
 from claude_batch_dagster.verbs.progress import JobProgress, OnProgress
 from claude_batch_dagster.verbs.publish import PublishedOutput, publish_job
+from claude_batch_dagster.verbs.tally import Tally
+from claude_batch_dagster.verbs.upkeep import keep_up_answers
 from claude_batch_dagster.verbs.writable import check_writable
 
 MAX_PLANS = 5
@@ -283,6 +285,8 @@ class _Runner:
         partitions = list(dict.fromkeys(partition for _, partition in (*plan.tallies, *last.tallies)))
         own_batch_ids = frozenset(batch_id for entry, _ in self.own for batch_id in batch_ids(list_submissions(self.store, entry.run_id)))
         label = self.own[-1][0].label if self.own else None
+        # Before the answers are opened to be published, which is quicker then.
+        keep_up_answers(self.job)
         published = publish_job(self.job, partitions, run=label, limit=plan.limit, own_batch_ids=own_batch_ids)
         return self._result(plan, published.outputs, {**last.bad_partitions, **published.failed_partitions}, detached=False)
 

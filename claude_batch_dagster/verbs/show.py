@@ -18,17 +18,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from claude_batch_dagster.core.errors import ClaudeBatchError, OutputError, UsageError
+from claude_batch_dagster.core.errors import ClaudeBatchError, OutputError, TaskError, UsageError
 from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.request import Renderer, parse_custom_id
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id
 from claude_batch_dagster.core.submission import Accepted
 from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.keys import keys_from_arrow, pack_keys, read_owned_keys
 from claude_batch_dagster.storage.output import MARKER, METADATA_KEY, STATUS_FIELDS, Marker
 from claude_batch_dagster.storage.plans import list_submissions, read_entries, read_log, read_round, read_task
-from claude_batch_dagster.storage.source import ParquetDataset, Source, SourceFile
+from claude_batch_dagster.storage.source import Source, SourceFile
 from claude_batch_dagster.storage.store import Store, join_uri
+from claude_batch_dagster.storage.stored import read_stored_files
 from claude_batch_dagster.verbs.endpoint import root_for
 from claude_batch_dagster.verbs.select import FileRows, row_key_texts
 
@@ -324,7 +326,9 @@ class _Storyteller:
         return sorted(attempts, key=lambda one: (one.answered_at is not None, one.answered_at, one.round))
 
     def _response_paths(self) -> list[str]:
-        return self._store.list(f"responses/{self._found.marker.endpoint}/{self._facts.task_key}")
+        return [
+            file.path for file in read_stored_files(self._store, self._found.marker.endpoint, self._facts.task_key, lost_too=True).files
+        ]
 
     def _read_responses(self, path: str) -> Iterator[dict[str, object]]:
         assert self._request_key is not None, "only a row with a request has responses"
@@ -355,9 +359,8 @@ class _Storyteller:
     def _owns(self, entry: LogEntry) -> bool:
         assert self._request_key is not None, "only a request has an owner"
         wanted = pack_keys([self._request_key])
-        owned = dict(read_owned_keys(self._store, entry.run_id))
-        keys = owned.get(self._facts.task_key)
-        return keys is not None and bool((keys == wanted).all(axis=1).any())
+        owned = (keys for task_key, keys in read_owned_keys(self._store, entry.run_id) if task_key == self._facts.task_key)
+        return any((keys == wanted).all(axis=1).any() for keys in owned)
 
     def _find_request(self, entries: list[LogEntry], attempts: list[Attempt]) -> tuple[dict[str, object] | None, str]:
         if self._request_key is not None:
@@ -432,7 +435,9 @@ def _describe_attempt(row: dict[str, object], place: tuple[LogEntry, int, int] |
 
 
 def _rebuild_task(name: str, document: dict[str, object]) -> ClaudeTask:
-    """Return the task that a canonical document describes."""
+    """Return the task that a canonical document describes; raise TaskError where a function wrote its prompts."""
+    if not isinstance(document["prompt"], str):
+        raise TaskError(f"the prompt of {name} is a function, which the root does not keep. Run the task's definition again to see it.")
     arguments = {field: document[field] for field in ("kind", "version", "column", "model", "prompt", "system", "max_tokens", "effort")}
     schema, thinking, params = (cast("dict[str, object] | None", document[field]) for field in ("schema", "thinking", "params"))
     return ClaudeTask(name=name, output=schema, thinking=thinking, params=params or {}, **arguments)  # type: ignore[arg-type]

@@ -1,17 +1,18 @@
 """Where a plan's requests go: into staged shards, or, for a preview, nowhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from claude_batch_dagster.core.records import KeysRef, ShardRef
-from claude_batch_dagster.core.request import Request, encode_line, line_bytes
-from claude_batch_dagster.core.shard import Place, ShardPacker, raise_line
-from claude_batch_dagster.storage.keys import Keys, OwnedKeys, owned_keys_path
-from claude_batch_dagster.storage.staging import ShardStager
+from claude_batch_dagster.core.request import LineFrame
+from claude_batch_dagster.core.shard import ShardPacker
+from claude_batch_dagster.storage.keys import Keys, OwnedKeys, key_digits, owned_keys_path
+from claude_batch_dagster.storage.staging import Nanos, ShardStager
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.job import Job
-
-NO_TAG = "00000000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +30,10 @@ class CountingStage:
     def __init__(self, job: Job) -> None:
         self._packer = ShardPacker(max_requests=job.max_requests_per_batch)
 
-    def add(self, name: str, request: Request, worst_nano_usd: int | None, max_tokens: int | None) -> Place:
-        """Place a request."""
-        place = self._packer.place(line_bytes(name, request))
-        assert place is not None, "what alone exceeds a body was left out before"
-        return place
-
-    def own(self, task_key: str, keys: Keys, places: list[Place]) -> None:
-        """Own nothing."""
+    def add(self, task_key: str, frame: LineFrame, keys: Keys, rests: Sequence[bytes], worst_nano_usd: Nanos | None) -> None:
+        """Place requests."""
+        fixed = frame.fixed_bytes
+        self._packer.place_all([fixed + len(rest) for rest in rests])
 
     def close(self) -> None:
         """Let go of nothing."""
@@ -55,21 +52,17 @@ class PlanStage:
         self._stager = ShardStager(store, run_id=run_id, round_number=1, scratch=scratch, max_requests=job.max_requests_per_batch)
         self._owned = OwnedKeys(scratch / "owned_keys.parquet")
 
-    def add(self, name: str, request: Request, worst_nano_usd: int | None, max_tokens: int | None) -> Place:
-        """Stage a request, with another `max_tokens` than its task's where that is given."""
-        line = encode_line(name, request, NO_TAG)
-        place = self._stager.add(line if max_tokens is None else raise_line(line, max_tokens), worst_nano_usd)
-        assert place is not None, "what alone exceeds a body was left out before"
-        return place
-
-    def own(self, task_key: str, keys: Keys, places: list[Place]) -> None:
-        """Note whose requests were placed where."""
-        self._owned.append(task_key, keys, [place.shard for place in places], [place.position for place in places])
+    def add(self, task_key: str, frame: LineFrame, keys: Keys, rests: Sequence[bytes], worst_nano_usd: Nanos | None) -> None:
+        """Stage requests of one task, and note whose they are and where they were placed."""
+        runs = self._stager.extend(frame, key_digits(keys), rests, worst_nano_usd)
+        shards = np.repeat(np.array([run.shard for run in runs], np.int32), [run.count for run in runs])
+        positions = [np.arange(run.position, run.position + run.count, dtype=np.int32) for run in runs]
+        self._owned.append(task_key, keys, shards, np.concatenate([np.empty(0, np.int32), *positions]))
 
     def close(self) -> None:
         """Let go of the open files, whether the plan was finished or not."""
         self._stager.abandon()
-        self._owned.close()
+        self._owned.abandon()
 
     def finish(self) -> Staged:
         """Put the last shard and the owned keys."""

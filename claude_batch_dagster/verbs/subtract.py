@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from claude_batch_dagster.core.records import LogEntry
+from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.keys import Keys, KeySet, Mask, read_owned_keys
 from claude_batch_dagster.storage.plans import LogSnapshot
-from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.job import Job
 
@@ -73,7 +73,7 @@ class Subtraction:
 
 
 def read_subtractions(
-    store: Store, job: Job, snapshot: LogSnapshot, *, concluded_runs: Sequence[str], waited_runs: Sequence[str]
+    store: Store, job: Job, snapshot: LogSnapshot, *, rows: int, concluded_runs: Sequence[str], waited_runs: Sequence[str]
 ) -> dict[str, Subtraction]:
     """Return what each task's requests are compared with, by task_key.
 
@@ -81,11 +81,14 @@ def read_subtractions(
         store: The root.
         job: What is asked.
         snapshot: The plan log, read before this: the answers are read now.
+        rows: How many may come, a request each at most.
         concluded_runs: Own runs of this invocation.
         waited_runs: Others' runs that this invocation waited for.
     """
     found = {
-        target.task.task_key: Subtraction(answers=Answers(store, job.endpoint, target.task.task_key), retry_failed=job.retry_failed)
+        target.task.task_key: Subtraction(
+            answers=Answers(store, job.endpoint, target.task.task_key), retry_failed=job.retry_failed, seen=KeySet(rows)
+        )
         for target in job.targets
     }
     for entry in snapshot.open:
@@ -100,5 +103,4 @@ def read_subtractions(
 def _add_open_run(store: Store, entry: LogEntry, found: dict[str, Subtraction]) -> None:
     for task_key, keys in read_owned_keys(store, entry.run_id):
         if task_key in found:
-            held = found[task_key].in_flight.setdefault(entry.number, KeySet(len(keys)))
-            held.add(keys)
+            found[task_key].in_flight.setdefault(entry.number, KeySet(entry.keys.count)).add(keys)

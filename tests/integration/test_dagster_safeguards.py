@@ -11,8 +11,8 @@ import pytest
 from temporalio.client import Client
 
 from claude_batch_dagster.core.submission import Accepted
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.plans import append_submission
-from claude_batch_dagster.storage.source import ParquetDataset
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.job import Job, Target

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from claude_batch_dagster.core.errors import SourceError
-from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.plan import Plan, plan_job

@@ -17,8 +17,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from claude_batch_dagster.core.errors import TemporalUnavailableError
 from claude_batch_dagster.core.records import LogEntry
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.plans import read_done
-from claude_batch_dagster.storage.source import ParquetDataset
 from claude_batch_dagster.verbs import run
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.job import Job, Target

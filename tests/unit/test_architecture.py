@@ -19,6 +19,7 @@ MAX_LINES = 450
 LONG_FILES: dict[str, str] = {}
 
 FRAMEWORKS = {"aiohttp", "anthropic", "click", "dagster", "genai_prices", "numpy", "obstore", "pandas", "pyarrow", "rich", "temporalio"}
+PARQUET = {"numpy", "pandas", "pyarrow"}
 # Entry point -> what it must not load, by itself or through others. A prefix stands for all below it.
 NEVER_LOADS = {
     "claude_batch_dagster": FRAMEWORKS | {"claude_batch_dagster.storage", "claude_batch_dagster.verbs", "temporal_worker"},
@@ -39,7 +40,8 @@ NEVER_LOADS = {
         "temporalio",
     },
     "claude_batch_dagster.embedded": {"aiohttp", "anthropic", "dagster", "pandas", "temporal_worker"},
-    "claude_batch_dagster.assets": {"anthropic", "temporal_worker"},
+    "claude_batch_dagster.assets": PARQUET | {"anthropic", "temporal_worker"},
+    "claude_batch_dagster.resource": PARQUET | {"anthropic", "temporal_worker", "temporalio"},
     "claude_batch_dagster.demo.definitions": {"anthropic", "temporal_worker"},
     "claude_batch_dagster.simulator": FRAMEWORKS | {"claude_batch_dagster.core", "claude_batch_dagster.storage"},
     "claude_batch_dagster.simulator.server": {
@@ -55,7 +57,7 @@ NEVER_LOADS = {
     "temporal_worker.worker": {"claude_batch_dagster.assets", "claude_batch_dagster.cli", "dagster", "pandas"},
 }
 # What pure functions on bytes and types may use beside the standard library.
-CORE_LIBRARIES = {"jsonschema_rs", "msgspec"}
+CORE_LIBRARIES = {"jsonschema_rs", "msgspec", "orjson"}
 # Distribution -> module, where they differ by more than case and dashes.
 MODULES_OF = {"pyyaml": {"yaml"}, "protobuf": {"google"}}
 

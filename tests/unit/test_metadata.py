@@ -16,11 +16,12 @@ from claude_batch_dagster.metadata import (
     rows_without_answer,
     table_schema,
 )
-from claude_batch_dagster.storage.output import WrittenOutput, output_schema
+from claude_batch_dagster.storage.output import output_schema
+from claude_batch_dagster.storage.output_file import WrittenOutput
 from claude_batch_dagster.verbs.connection import Connection
-from claude_batch_dagster.verbs.plan import Tally
 from claude_batch_dagster.verbs.publish import PublishedOutput
 from claude_batch_dagster.verbs.run import JobResult
+from claude_batch_dagster.verbs.tally import Tally
 
 TASK = Summarize(name="summaries", column="text", model="claude-haiku-5-5")
 ASKED = AskedAsset(task=TASK, source=ParquetDataset(path="reviews", key="id"), columns="key")

@@ -7,6 +7,8 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Literal
 
+import msgspec
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,16 +17,16 @@ from pydantic import BaseModel, Field
 from claude_batch_dagster.core.errors import TaskError
 from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.request import (
+    LineFrame,
     Renderer,
     Request,
     custom_id,
-    encode_line,
-    line_bytes,
     parse_custom_id,
     short_name,
     submission_tag,
 )
 from claude_batch_dagster.core.task import ClaudeTask
+from tests.lines import encode_line
 
 HAIKU = "claude-haiku-5-5"
 TAG = "0123abcd"
@@ -227,7 +229,7 @@ def test_a_text_of_five_megabytes_is_rendered_whole() -> None:
     text = 'é"\n\x00' * 1_000_000
     request = render(SUMMARIZE, [text])
     assert json.loads(request.params)["messages"][0]["content"] == f"<document>\n{text}\n</document>"
-    assert line_bytes("summaries", request) == len(encode_line("summaries", request, TAG)) > 5_000_000
+    assert len(encode_line("summaries", request, TAG)) > 5_000_000
 
 
 def test_a_column_that_the_source_has_not_is_refused() -> None:
@@ -295,11 +297,30 @@ def test_tags_tell_runs_rounds_and_shards_apart() -> None:
     assert len(tags) == 24
 
 
-@given(name=st.text(min_size=1, max_size=40), text=st.text(min_size=1, max_size=30).filter(str.strip))
-def test_the_length_of_a_line_is_known_before_it_is_encoded(name: str, text: str) -> None:
-    request = render(SUMMARIZE, [text])
-    assert line_bytes(name, request) == len(encode_line(name, request, TAG))
+@given(
+    name=st.text(min_size=1, max_size=40),
+    texts=st.lists(st.text(max_size=30), max_size=4),
+    tag=st.text("0123456789abcdef", min_size=8, max_size=8),
+)
+def test_requests_of_a_task_stand_in_a_body_as_each_is_encoded_alone(name: str, texts: list[str], tag: str) -> None:
+    requests = [request for request in Renderer(SUMMARIZE, ["text"]).render((text,) for text in texts) if request is not None]
+    rendered = Renderer(SUMMARIZE, ["text"]).render_columns([texts])
+    frame = LineFrame(name, rendered.head)
+    rests = [rest for rest in rendered.rests if rest]
+    lines = [encode_line(name, request, tag) for request in requests]
+    assert [frame.fixed_bytes + len(rest) for rest in rests] == [len(line) for line in lines]
+    if lines:
+        assert frame.join(tag, [request.key.hex().encode() for request in requests], rests) == b",\n".join(lines)
+    assert rendered.keys == b"".join(
+        request.key if request else bytes(16) for request in Renderer(SUMMARIZE, ["text"]).render((text,) for text in texts)
+    )
 
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def test_values_are_escaped_as_the_rest_of_a_request_is() -> None:
+    """Two libraries write a request's texts: they agree on every character that there is."""
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    assert [character for character in characters if orjson.dumps(character) != msgspec.json.encode(character)] == []

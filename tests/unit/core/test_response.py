@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_batch_dagster.core.outcome import Outcome
-from claude_batch_dagster.core.response import Decoder, Response, read_result_line
+from claude_batch_dagster.core.response import Decoder, Response, ResultLine, read_result_line, read_result_lines
+from claude_batch_dagster.core.result import ReadLine
 
 KEY = bytes(range(16))
 SCHEMA = {
@@ -186,3 +187,105 @@ def test_no_result_raises(value: object) -> None:
 def test_no_bytes_raise(content: bytes) -> None:
     """Nor do bytes that are no JSON at all."""
     assert PLAIN.decode_result(KEY, content).outcome == Outcome.ERRORED
+
+
+TEXTS = st.text() | st.sampled_from(
+    ['{"label":"ok"}', ' {"label":"OK"}', '{"label":"no"}', '{"a":"\\ud83d"}', "[]", "1e400", '{"label":"ok","severity":3.0}', "NaN"]
+)
+TOKENS = st.integers(0, 10**9)
+ODD_TOKENS = TOKENS | st.none() | st.sampled_from(["7", 1.5, -1])
+USAGES = st.fixed_dictionaries(
+    {"input_tokens": TOKENS, "output_tokens": ODD_TOKENS},
+    optional={
+        "cache_read_input_tokens": ODD_TOKENS,
+        "cache_creation_input_tokens": ODD_TOKENS,
+        "cache_creation": st.none() | st.fixed_dictionaries({}, optional={"ephemeral_1h_input_tokens": ODD_TOKENS}),
+        "service_tier": st.just("batch"),
+    },
+)
+BLOCKS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "thinking", "tool_use"])}, optional={"text": TEXTS | st.none(), "citations": st.none()}
+)
+MESSAGES = st.fixed_dictionaries(
+    {"model": st.sampled_from(["claude-haiku-5-5", "unpriced"]), "content": st.lists(BLOCKS, max_size=3), "usage": USAGES},
+    optional={
+        "stop_reason": st.sampled_from(["end_turn", "stop_sequence", "max_tokens", "refusal", "tool_use", None]),
+        "stop_details": st.none() | st.just({"type": "refusal", "category": "cyber"}),
+        "id": st.just("msg_1"),
+    },
+)
+ERRORS = st.recursive(
+    st.fixed_dictionaries({"type": st.sampled_from(["error", "api_error"])}, optional={"message": st.text()}),
+    lambda inner: st.fixed_dictionaries({"type": st.just("error"), "error": inner}),
+    max_leaves=2,
+)
+RESULTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["succeeded", "succeeded", "errored", "expired", "canceled", "teleported", 1])},
+    optional={"message": MESSAGES, "error": ERRORS},
+)
+WHOLE_LINES = st.fixed_dictionaries(
+    {"custom_id": st.text(), "result": RESULTS | st.none()}, optional={"extra": st.none() | st.lists(st.integers())}
+)
+BROKEN = [
+    b"",
+    b" ",
+    b"{",
+    b'{"custom_id":"a"}',
+    b"\xff",
+    b"[1]",
+    b'{"custom_id":"a","result":{"type":"succeeded","message":{"model":"\\ud83d"}}}',
+]
+
+
+def decode_whole(decoder: Decoder, lines: list[ReadLine | ResultLine | None]) -> list[Response | None]:
+    """Decode lines as a collector does, but for the columns."""
+    found: list[Response | None] = []
+    for line in lines:
+        if line is None:
+            found.append(None)
+            continue
+        (answer,) = decoder.read_answers([line.result])
+        response = decoder.decode_result(KEY, line.result)
+        assert answer is None or (response.outcome, response.answer) == (Outcome.SUCCEEDED, answer.decode())
+        found.append(response)
+    return found
+
+
+def decode_alone(decoder: Decoder, line: bytes) -> Response | None:
+    try:
+        return decoder.decode_result(KEY, read_result_line(line).result)
+    except ValueError:
+        return None
+
+
+@given(st.lists(WHOLE_LINES.map(lambda line: json.dumps(line).encode()) | st.sampled_from(BROKEN), max_size=6), st.booleans())
+def test_many_lines_are_decoded_as_each_alone(lines: list[bytes], ends_with_break: bool) -> None:
+    """Whatever stands beside a line, and whichever path reads it."""
+    piece = b"\n".join(lines) + b"\n" * ends_with_break
+    for decoder in (PLAIN, STRUCTURED):
+        read = read_result_lines(piece)
+        assert decode_whole(decoder, read) == [decode_alone(decoder, line) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("result", [end[0] for end in ENDS] + [succeeded(answer[0]) for answer in STRUCTURED_ANSWERS], ids=lambda _: "")
+def test_the_fast_path_answers_as_the_slow_one_does(result: object) -> None:
+    """Or leaves it to it, which it does not where an answer is plain."""
+    piece = json.dumps({"custom_id": "a", "result": result}).encode()
+    for decoder in (PLAIN, STRUCTURED):
+        assert decode_whole(decoder, read_result_lines(piece)) == [decode_alone(decoder, piece)]
+
+
+def test_an_unusual_line_costs_no_other_its_fast_path() -> None:
+    """It alone comes undecoded; a line of nobody comes as nothing."""
+    good = json.dumps({"custom_id": "a", "result": succeeded("x")}).encode()
+    odd = json.dumps({"custom_id": "b", "result": {"type": "teleported"}}).encode()
+    kinds = [type(line) for line in read_result_lines(b"\n".join([good, odd, b"{", b"", good]))]
+    assert kinds == [ReadLine, ResultLine, type(None), ReadLine]
+
+
+def test_only_answers_without_more_ado_take_the_fast_path() -> None:
+    """What is not as the schema has it, or cut, is judged as before; thinking blocks are left out."""
+    results = [succeeded('{"label":"ok"}'), succeeded('{"label":"OK"}'), succeeded("x", "max_tokens"), {"type": "expired"}]
+    results.append(succeeded([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": ' {"label": "Spam"}'}]))
+    lines = read_result_lines(b"\n".join(json.dumps({"custom_id": "a", "result": result}).encode() for result in results))
+    assert STRUCTURED.read_answers([line.result for line in lines if line]) == [b'{"label":"ok"}', None, None, None, b'{"label":"Spam"}']

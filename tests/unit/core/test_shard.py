@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from claude_batch_dagster.core.request import Request, encode_line
+from claude_batch_dagster.core.request import Request
 from claude_batch_dagster.core.shard import (
     HEAD,
     MAX_BODY_BYTES,
@@ -18,10 +18,12 @@ from claude_batch_dagster.core.shard import (
     iter_lines,
     line_custom_id,
     line_max_tokens,
-    params_bytes,
+    line_params,
     raise_line,
+    read_asked,
     retag_line,
 )
+from tests.lines import encode_line
 
 ENVELOPE_BYTES = len('{"requests":[]}')
 
@@ -131,7 +133,7 @@ def test_a_line_under_another_tag_is_the_same_request(name: str, key: bytes, tex
     line = encode_line(name, request, "00000000")
     assert retag_line(line, "89abcdef") == encode_line(name, request, "89abcdef")
     assert line_custom_id(line) == f"{name}-{key.hex()}-00000000"
-    assert params_bytes(line) == len(request.params)
+    assert line_params(line) == request.params
 
 
 AWKWARD_PARAMS = [
@@ -152,3 +154,22 @@ def test_a_raised_line_differs_in_its_max_tokens_alone(params: bytes) -> None:
     assert raised == line[:at] + b'"max_tokens":64000,' + line[at + len(b'"max_tokens":%d,' % old) :]
     assert line_max_tokens(raised) == 64_000
     assert line_custom_id(raised) == line_custom_id(line)
+
+
+@example(caps=[(300, False), (600, True), (300, False)], text="", chunk=300)
+@given(
+    caps=st.lists(st.tuples(st.integers(1, 128_000) | st.sampled_from([300, 600]), st.booleans()), min_size=1, max_size=12),
+    text=st.text(),
+    chunk=st.integers(1, 300),
+)
+def test_what_a_body_asks_is_read_from_its_heads(caps: list[tuple[int, bool]], text: str, chunk: int) -> None:
+    """However it is cut into chunks, and wherever in its params `max_tokens` stands."""
+    lines = []
+    for place, (cap, late) in enumerate(caps):
+        params = {"messages": [text, '","params":{"max_tokens":7,'], "max_tokens": cap} if late else {"max_tokens": cap, "messages": [text]}
+        request = Request(place.to_bytes(16, "big"), json.dumps(params, separators=(",", ":")).encode())
+        lines.append(encode_line("t", request, "deadbeef"))
+    body = body_of(lines)
+    asked = read_asked(body[start : start + chunk] for start in range(0, len(body), chunk))
+    assert asked.custom_ids == [line_custom_id(line) for line in iter_lines([body])]
+    assert asked.max_tokens == [cap for cap, _ in caps]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claude_batch_dagster.storage.keys import (
+    ASKED,
     LARGE,
     OWNED_SCHEMA,
     ROW_KEYS_SCHEMA,
@@ -17,13 +18,13 @@ from claude_batch_dagster.storage.keys import (
     OwnedKeys,
     RowKeys,
     has_key,
-    key_hex,
+    iter_row_keys,
+    key_digits,
     keys_from_arrow,
     keys_to_arrow,
     owned_keys_path,
     pack_keys,
     read_owned_keys,
-    read_row_keys,
     row_keys_path,
 )
 from claude_batch_dagster.storage.store import Store
@@ -103,14 +104,14 @@ def test_keys_go_through_arrow_and_back_also_null_sliced_and_in_chunks(
 def test_no_keys_are_no_rows() -> None:
     assert keys_from_arrow(pa.chunked_array([], pa.uuid())).shape == (0, 2)
     assert pack_keys([]).shape == (0, 2)
-    assert key_hex(pack_keys([])) == []
+    assert key_digits(pack_keys([])) == []
 
 
 @settings(max_examples=20)
 @given(rows=st.lists(KEYS, max_size=5))
 def test_keys_are_shown_as_hex(rows: list[bytes]) -> None:
-    assert key_hex(pack_keys(rows)) == [row.hex() for row in rows]
-    assert key_hex(pack_keys([*rows, *rows])[::2]) == [row.hex() for row in [*rows, *rows][::2]]
+    assert key_digits(pack_keys(rows)) == [row.hex().encode() for row in rows]
+    assert key_digits(pack_keys([*rows, *rows])[::2]) == [row.hex().encode() for row in [*rows, *rows][::2]]
 
 
 def test_a_row_without_a_key_is_told_apart() -> None:
@@ -120,34 +121,43 @@ def test_a_row_without_a_key_is_told_apart() -> None:
 def test_row_keys_say_of_every_row_its_key_or_the_reason(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "day=1" / "root"))
     rows = RowKeys(tmp_path / "rows.parquet")
-    rows.append(pack_keys([key(1), None]), [None, SKIPPED])
-    rows.append(pack_keys([]), [])
-    rows.append(pack_keys([None, key(1), key(2)]), [LARGE, None, None])
+    rows.append(pack_keys([key(1), None]), np.array([ASKED, SKIPPED], np.int8))
+    rows.append(pack_keys([]), np.array([], np.int8))
+    rows.append(pack_keys([None, key(1), key(2)]), np.array([LARGE, ASKED, ASKED], np.int8))
     rows.close()
     store.put_file(row_keys_path("d" * 32, "t" * 32), rows.file)
-    found = read_row_keys(store, "d" * 32, "t" * 32)
+    table = pq.read_table(store.open(row_keys_path("d" * 32, "t" * 32)))
+    assert table.schema.equals(ROW_KEYS_SCHEMA)
+    assert table["reason"].to_pylist() == [None, "skipped", "too_large", None, None]
+    found = iter_row_keys(store, "d" * 32, "t" * 32)
     assert found is not None
-    assert found.schema.equals(ROW_KEYS_SCHEMA)
-    assert found["reason"].to_pylist() == [None, "skipped", "too_large", None, None]
-    assert keys_from_arrow(found["request_key"]).tolist() == pack_keys([key(1), None, None, key(1), key(2)]).tolist()
+    [(keys, reasons)] = found
+    assert reasons.tolist() == [ASKED, SKIPPED, LARGE, ASKED, ASKED]
+    assert keys.tolist() == pack_keys([key(1), None, None, key(1), key(2)]).tolist()
     assert store.list("keys") == [f"keys/{'d' * 32}-{'t' * 32}.parquet"]
 
 
 def test_a_source_that_was_never_rendered_has_no_row_keys(tmp_path: Path) -> None:
-    assert read_row_keys(Store(str(tmp_path)), "d", "t") is None
+    assert iter_row_keys(Store(str(tmp_path)), "d", "t") is None
+
+
+def places(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int32)
 
 
 def test_owned_keys_are_told_by_task_with_their_places(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "root"))
     owned = OwnedKeys(tmp_path / "owned.parquet")
-    owned.append("task a", pack_keys([key(1), key(2)]), [0, 0], [0, 1])
-    owned.append("task b", pack_keys([key(1)]), [0], [2])
-    owned.append("task a", pack_keys([]), [], [])
-    owned.append("task a", pack_keys([key(3)]), [1], [0])
+    owned.append("task a", pack_keys([key(1), key(2)]), places(0, 0), places(0, 1))
+    owned.append("task b", pack_keys([key(1)]), places(0), places(2))
+    owned.append("task a", pack_keys([]), places(), places())
+    owned.append("task a", pack_keys([key(3)]), places(1), places(0))
     assert owned.count == 4
     assert owned.close() == hashlib.sha256((tmp_path / "owned.parquet").read_bytes()).hexdigest()
     store.put_file(owned_keys_path("r"), owned.file)
-    found = {task: keys.tolist() for task, keys in read_owned_keys(store, "r")}
+    found: dict[str, list[list[int]]] = {}
+    for task, keys in read_owned_keys(store, "r"):
+        found.setdefault(task, []).extend(keys.tolist())
     assert found == {"task a": pack_keys([key(1), key(2), key(3)]).tolist(), "task b": pack_keys([key(1)]).tolist()}
     table = pq.read_table(tmp_path / "root" / "plans" / "r" / "keys.parquet")
     assert table.schema.equals(OWNED_SCHEMA)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from claude_batch_dagster.core.errors import SourceError
-from claude_batch_dagster.storage.source import ParquetDataset, Source, find_partition_column
+from claude_batch_dagster.storage.dataset import ParquetDataset
+from claude_batch_dagster.storage.source import Source, find_partition_column
 
 
 def write(path: Path, table: pa.Table | dict[str, Any], **options: Any) -> Path:

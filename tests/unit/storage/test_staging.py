@@ -6,10 +6,11 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_batch_dagster.core.request import Request, encode_line, parse_custom_id, submission_tag
+from claude_batch_dagster.core.request import Request, parse_custom_id, submission_tag
 from claude_batch_dagster.core.shard import ShardPacker, iter_lines, line_custom_id
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
+from tests.lines import encode_line
 
 REQUESTS = st.lists(
     st.builds(lambda key, text: Request(key, json.dumps({"a": text}).encode()), st.binary(min_size=16, max_size=16), st.text(max_size=30)),

@@ -17,9 +17,9 @@ from claude_batch_dagster.core.request import parse_custom_id
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.core.shard import iter_lines
 from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.plans import write_done
 from claude_batch_dagster.storage.responses import write_responses
-from claude_batch_dagster.storage.source import ParquetDataset
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.admit import Admission, admit_plan
 from claude_batch_dagster.verbs.job import Job, Target

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.request import submission_tag
-from claude_batch_dagster.core.shard import iter_lines, params_bytes
+from claude_batch_dagster.core.shard import iter_lines, line_params
+from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.plans import find_entry, read_log, read_task
 from claude_batch_dagster.verbs.admit import admit_plan
 from claude_batch_dagster.verbs.estimate import Estimator
@@ -20,6 +22,12 @@ HAIKU = "claude-haiku-5-5"
 SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)
 LABELS = Moderate(name="labels", column="text", model=HAIKU, labels=("ok", "spam"))
 TASKS = {task.name: task for task in (SUMMARIES, LABELS)}
+
+
+def price_worst(task: ClaudeTask, params_bytes: int) -> int:
+    worst = Estimator(HAIKU, task.max_tokens, None).add(np.array([params_bytes]))
+    assert worst is not None
+    return int(worst[0])
 
 
 def owned(lake: Any, entry: LogEntry) -> list[tuple[str, str]]:
@@ -36,16 +44,13 @@ def owned(lake: Any, entry: LogEntry) -> list[tuple[str, str]]:
         assert f"/1-{at}-{shard.sha256[:16]}.json" in shard.path
         assert {one.tag for one in asked} == {submission_tag(entry.run_id, 1, at)}
         staged += [(TASKS[one.name].task_key, one.key, at, position) for position, one in enumerate(asked)]
-        costs = [
-            Estimator(HAIKU, TASKS[one.name].max_tokens, None).add(params_bytes(line)) or 0
-            for one, line in zip(asked, iter_lines([body]), strict=True)
-        ]
+        costs = [price_worst(TASKS[one.name], len(line_params(line))) for one, line in zip(asked, iter_lines([body]), strict=True)]
         assert shard.worst_nano_usd == sum(costs)
         worst += sum(costs)
     assert staged == told
     assert entry.keys.count == len(told) > 0
     by_key = {task.task_key: task for task in TASKS.values()}
-    tries = [Estimator(HAIKU, by_key[ref.task_key].max_tokens, None).add(len(lake.store.get(ref.path))) or 0 for ref in entry.preflights]
+    tries = [price_worst(by_key[ref.task_key], len(lake.store.get(ref.path))) for ref in entry.preflights]
     assert entry.cost_nano_usd.worst == worst + 2 * sum(tries)
     return [(task_key, key) for task_key, key, _, _ in told]
 

@@ -8,7 +8,8 @@ import pytest
 from claude_batch_dagster.core.errors import OutputError, RootError, RunError, UsageError
 from claude_batch_dagster.core.records import DoneRecord
 from claude_batch_dagster.storage.output import MARKER
-from claude_batch_dagster.verbs import publish, run
+from claude_batch_dagster.storage.output_file import OutputWriter
+from claude_batch_dagster.verbs import run
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.execute import Watched, check_concluded
 from claude_batch_dagster.verbs.show import show_row
@@ -57,13 +58,14 @@ def test_an_output_whose_rows_do_not_add_up_is_not_trusted(lake: Lake, monkeypat
     lake.texts("a", "b")
     job = lake.job()
     lake.finish(job)
-    append = publish._Publisher._append
+    append = OutputWriter.append
 
-    def count_one_more(*arguments: Any) -> int:
-        return append(*arguments) + 1
+    def append_twice(*arguments: Any) -> None:
+        append(*arguments)
+        append(*arguments)
 
-    monkeypatch.setattr(publish._Publisher, "_append", count_one_more)
-    with pytest.raises(OutputError, match=r"has 2 rows and its source 3\. Do not use it, and please report this\."):
+    monkeypatch.setattr(OutputWriter, "append", append_twice)
+    with pytest.raises(OutputError, match=r"has 4 rows and its source 2\. Do not use it, and please report this\."):
         lake.publish(job)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,11 +64,16 @@ def test_an_answer_costs_what_its_usage_says(model: str, usage: tuple[int, int, 
     assert price_usage(model, **dict(zip(names, usage, strict=True))) == nano_usd
 
 
+def ask(estimator: Estimator, *params_bytes: int) -> list[int]:
+    worst = estimator.add(np.array(params_bytes, np.int64))
+    assert worst is not None
+    return worst.tolist()
+
+
 def test_the_worst_case_is_half_a_token_a_byte_and_all_of_max_tokens() -> None:
     estimator = Estimator("claude-haiku-5-5", 288, None)
     # 701 bytes are 351 tokens at worst and 201 as expected; 72 tokens of output are a quarter of 288.
-    assert estimator.add(701) == 351 * 50 + 288 * 250 == 89_550
-    assert estimator.add(700) == 350 * 50 + 288 * 250
+    assert ask(estimator, 701, 700) == [89_550, 350 * 50 + 288 * 250]
     found = estimator.finish()
     assert (found.requests, found.worst_input_tokens, found.worst_output_tokens) == (2, 701, 576)
     assert (found.expected_input_tokens, found.expected_output_tokens) == (201 + 200, 144)
@@ -78,8 +84,8 @@ def test_the_worst_case_is_half_a_token_a_byte_and_all_of_max_tokens() -> None:
 
 def test_what_came_so_far_is_expected_of_the_rest() -> None:
     estimator = Estimator("claude-sonnet-5-5", 4_000, 12.5)
-    estimator.add(350)
-    estimator.add(350)
+    ask(estimator, 350)
+    ask(estimator, 350)
     found = estimator.finish()
     assert found.expected_output_tokens == 25
     assert found.expected_nano_usd == 200 * 1_000 + 25 * 5_000
@@ -98,13 +104,13 @@ def test_what_came_so_far_is_expected_of_the_rest() -> None:
 )
 def test_above_a_hundred_thousand_tokens_every_token_of_haiku_costs_five_times(params_bytes: int, worst: int, expected: int) -> None:
     estimator = Estimator("claude-haiku-5-5", 100, None)
-    assert estimator.add(params_bytes) == worst
-    assert estimator.finish().expected_nano_usd == expected
+    assert ask(estimator, 4, params_bytes) == [2 * 50 + 100 * 250, worst]
+    assert estimator.finish().expected_nano_usd == 2 * 50 + 25 * 250 + expected
 
 
 def test_a_model_without_a_price_costs_an_unknown_amount_never_zero() -> None:
     estimator = Estimator("claude-of-tomorrow-9", 100, None)
-    assert estimator.add(1_000) is None
+    assert estimator.add(np.array([1_000])) is None
     found = estimator.finish()
     assert (found.worst_nano_usd, found.expected_nano_usd) == (None, None)
     assert (found.requests, found.worst_input_tokens) == (1, 500)
@@ -118,9 +124,9 @@ def test_nothing_asked_costs_nothing() -> None:
 @given(sizes=st.lists(st.integers(1, 500_000), max_size=20), mean=st.none() | st.floats(0, 100))
 def test_the_expected_cost_never_exceeds_the_worst(sizes: list[int], mean: float | None) -> None:
     estimator = Estimator("claude-haiku-5-5", 100, mean)
-    parts = [estimator.add(size) for size in sizes]
+    parts = ask(estimator, *sizes[:7]) + ask(estimator, *sizes[7:])
     found = estimator.finish()
-    assert found.worst_nano_usd == sum(part or 0 for part in parts)
+    assert found.worst_nano_usd == sum(parts)
     assert found.expected_nano_usd is not None
     assert found.expected_nano_usd <= found.worst_nano_usd
     assert found.worst_input_tokens == sum(math.ceil(size / 2) for size in sizes)

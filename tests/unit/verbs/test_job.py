@@ -5,7 +5,7 @@ import pytest
 from claude_batch_dagster.core.errors import ClaudeBatchError, TaskError, UsageError
 from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.verbs.job import Job, Target
 
 

@@ -16,10 +16,11 @@ from claude_batch_dagster.core.errors import ClaudeBatchError, OutputError, Root
 from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.request import submission_tag
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.keys import key_hex, read_owned_keys
+from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.keys import key_digits, read_owned_keys
 from claude_batch_dagster.storage.plans import read_log
-from claude_batch_dagster.storage.responses import Answers
-from claude_batch_dagster.verbs.plan import Tally, plan_job
+from claude_batch_dagster.verbs.plan import plan_job
+from claude_batch_dagster.verbs.tally import Tally
 
 HAIKU = "claude-haiku-5-5"
 SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)
@@ -197,7 +198,7 @@ def test_a_run_that_ends_between_the_two_reads_is_in_one_of_them(lake: Any) -> N
 PLANNER = """
 import sys
 from claude_batch_dagster.core.presets import Summarize
-from claude_batch_dagster.storage.source import ParquetDataset
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.plan import plan_job
 folder = sys.argv[1]
@@ -443,4 +444,4 @@ def test_keys_of_the_example_are_those_of_the_plan(lake: Any) -> None:
     plan = lake.plan(lake.job())
     [(_, keys)] = read_owned_keys(lake.store, plan.run_id)
     example = lake.plan(lake.job(), preview=True).example
-    assert key_hex(keys) == [hashlib.sha256(example.encode()).hexdigest()[:32]]
+    assert key_digits(keys) == [hashlib.sha256(example.encode()).hexdigest()[:32].encode()]

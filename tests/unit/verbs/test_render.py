@@ -14,8 +14,9 @@ from claude_batch_dagster.core.errors import SourceError, TaskError
 from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.keys import key_hex, pack_keys, row_keys_path
-from claude_batch_dagster.storage.source import PIECE_ROWS, ParquetDataset, Source
+from claude_batch_dagster.storage.dataset import ParquetDataset
+from claude_batch_dagster.storage.keys import ASKED, SKIPPED, key_digits, pack_keys, row_keys_path
+from claude_batch_dagster.storage.source import PIECE_ROWS, Source
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.render import read_or_render_keys, render_rows
 from claude_batch_dagster.verbs.select import FileRows
@@ -43,7 +44,7 @@ def whole(source: Source) -> FileRows:
 def contents(source: Source, task: ClaudeTask) -> list[str | None]:
     found: list[str | None] = []
     for piece in render_rows(source, whole(source), task):
-        found += [None if request is None else json.loads(request.params)["messages"][0]["content"] for request in piece.requests]
+        found += [json.loads(piece.frame.head + rest)["messages"][0]["content"] if rest else None for rest in piece.rests]
     return found
 
 
@@ -51,11 +52,16 @@ def test_rows_are_rendered_in_order_over_pieces(lake: Lake) -> None:
     count = 2 * PIECE_ROWS + 3
     source = opened(lake.texts(*(f"text {i}" if i % 5 else None for i in range(count))))
     pieces = list(render_rows(source, whole(source), SUMMARIES))
-    assert [len(piece.requests) for piece in pieces] == [PIECE_ROWS, PIECE_ROWS, 3]
-    assert [reason for piece in pieces for reason in piece.reasons] == [None if i % 5 else 0 for i in range(count)]
+    assert [len(piece.rests) for piece in pieces] == [PIECE_ROWS, PIECE_ROWS, 3]
+    assert [reason for piece in pieces for reason in piece.rows.reasons] == [ASKED if i % 5 else SKIPPED for i in range(count)]
     expected = list(Renderer(SUMMARIES, ["text"]).render((f"text {i}" if i % 5 else None,) for i in range(count)))
-    assert [request for piece in pieces for request in piece.requests] == expected
-    keys = np.concatenate([piece.keys for piece in pieces])
+    assert [piece.frame.head + rest for piece in pieces for rest in piece.rests if rest] == [
+        request.params for request in expected if request
+    ]
+    assert [length for piece in pieces for length in piece.params_bytes[piece.rows.reasons == ASKED]] == [
+        len(one.params) for one in expected if one
+    ]
+    keys = np.concatenate([piece.rows.keys for piece in pieces])
     assert keys.tolist() == pack_keys([request and request.key for request in expected]).tolist()
 
 
@@ -131,10 +137,10 @@ def test_text_that_is_not_utf_8_is_refused_with_its_file(lake: Lake) -> None:
 def test_keys_of_a_file_are_rendered_once_and_read_afterwards(lake: Lake) -> None:
     source = opened(lake.texts("a", None, "b", "a"))
     keyed = read_or_render_keys(lake.store, source, whole(source), SUMMARIES)
-    first, skipped, second, again = key_hex(keyed.keys)
+    first, skipped, second, again = key_digits(keyed.keys)
     assert first == again != second
-    assert skipped == "0" * 32
-    assert keyed.reasons == [None, "skipped", None, None]
+    assert skipped == b"0" * 32
+    assert keyed.reasons.tolist() == [ASKED, SKIPPED, ASKED, ASKED]
     [path] = lake.store.list("keys")
     assert path == row_keys_path(source.digest(source.files[0]), SUMMARIES.task_key)
     before = lake.store.version(path)
