@@ -1,30 +1,27 @@
 """Publish: join the source's rows with the answers by key, in source order, into one file a partition. Rows in equal rows out."""
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 
 from claude_batch_dagster.core.errors import OutputError, RunError, SourceError
 from claude_batch_dagster.core.status import FAILED_STATUSES
-from claude_batch_dagster.storage.output import (
-    OutputWriter,
-    WrittenOutput,
-    carried_columns,
-    output_path,
-    output_schema,
-    remove_other_answers,
-    write_marker,
-)
-from claude_batch_dagster.storage.responses import Answers
+from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.gather import BUCKET_ROWS, WINDOW_ROWS, Gathered, gather
+from claude_batch_dagster.storage.keys import ASKED, LARGE
+from claude_batch_dagster.storage.output import carried_columns, output_path, output_schema, remove_other_answers, write_marker
+from claude_batch_dagster.storage.output_file import OutputWriter, WrittenOutput
 from claude_batch_dagster.storage.source import Source
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.job import Job, Target
-from claude_batch_dagster.verbs.render import read_or_render_keys
-from claude_batch_dagster.verbs.select import FileRows, first_rows, select_rows
+from claude_batch_dagster.verbs.render import KeyedRows, iter_keys
+from claude_batch_dagster.verbs.select import FileRows, select_rows
+from claude_batch_dagster.verbs.source_rows import SourceRows
 
-BUCKET_ROWS = 32_768
 SOURCE_TRIES = 3
 
 
@@ -114,12 +111,11 @@ class _Publisher:
         counts: Counter[str] = Counter()
         for partition in self.partitions:
             for part in self._select(source, partition):
-                keyed = read_or_render_keys(store, source, part, target.task, keep=self.limit is None)
-                reasons = Counter(reason for reason in keyed.reasons if reason is not None)
-                counts.update(answers.count_outcomes(keyed.keys))
-                # A row without a key counts as pending there.
-                counts["pending"] -= reasons.total()
-                counts["errored"] += reasons["too_large"]
+                for keyed in iter_keys(store, source, part, target.task, keep=self.limit is None):
+                    counts.update(answers.count_outcomes(keyed.keys))
+                    # A row without a key counts as pending there.
+                    counts["pending"] -= int(np.count_nonzero(keyed.reasons != ASKED))
+                    counts["errored"] += int(np.count_nonzero(keyed.reasons == LARGE))
         asked, failed = counts.total(), sum(counts[status] for status in FAILED_STATUSES)
         if asked and failed / asked > fail_above:
             shown = ", ".join(f"{counts[status]:,} {status}" for status in FAILED_STATUSES if counts[status])
@@ -145,12 +141,13 @@ class _Publisher:
         parts = self._select(source, partition)
         source_schema = source.schema(parts[0].file)
         carried = carried_columns(target.columns, self.job.source.key_columns, source_schema, self.job.source.partition_column)
+        schema = output_schema(target.task, carried, source_schema)
+        rows = SourceRows(store=Store(self.job.root), source=source, parts=parts, task=target.task)
         output = Store(target.output, refusal=OutputError)
         with output.scratch() as scratch:
             writer = OutputWriter(
                 task=target.task,
-                schema=output_schema(target.task, carried, source_schema),
-                answers=answers,
+                schema=schema,
                 own_batch_ids=self.own_batch_ids,
                 file=scratch / "part-0.parquet",
                 facts={
@@ -163,29 +160,17 @@ class _Publisher:
                     "limit": self.limit,
                 },
             )
-            rows = sum(self._append(writer, source, part, target, carried) for part in parts)
-            written = writer.finish(output, output_path(self.job.source.partition_column, partition))
-        if sum(written.rows.values()) != rows:
+            with closing(writer):
+                columns = rows.iter_columns([schema.field(name) for name in carried], BUCKET_ROWS)
+                for (keyed, gathered), carried_rows in zip(_gather(answers, rows, scratch), columns, strict=True):
+                    writer.append(carried_rows, keyed.keys, keyed.reasons, gathered)
+                written = writer.finish(output, output_path(self.job.source.partition_column, partition))
+        expected = sum(part.rows for part in parts)
+        if sum(written.rows.values()) != expected:
             raise OutputError(
-                f"{written.uri} has {sum(written.rows.values()):,} rows and its source {rows:,}. Do not use it, and please report this."
+                f"{written.uri} has {sum(written.rows.values()):,} rows and its source {expected:,}. Do not use it, and please report this."
             )
         return written
-
-    def _append(self, writer: OutputWriter, source: Source, part: FileRows, target: Target, carried: tuple[str, ...]) -> int:
-        keyed = read_or_render_keys(Store(self.job.root), source, part, target.task)
-        start = 0
-        # Rows beside the keys of others must not even begin to be joined.
-        pieces = source.pieces(part.file, carried, BUCKET_ROWS) if len(keyed.keys) == part.rows else iter(())
-        for piece in first_rows(pieces, part.rows):
-            bucket = slice(start, start + piece.num_rows)
-            writer.append(pa.Table.from_batches([piece]), keyed.keys[bucket], keyed.reasons[bucket])
-            start += piece.num_rows
-        if not start == len(keyed.keys) == part.rows:
-            raise OutputError(
-                f"{source.name(part.file)}: {start:,} rows read, {len(keyed.keys):,} keyed, {part.rows:,} in the footer. Nothing was written. "
-                "Write the file again."
-            )
-        return start
 
     def _select(self, source: Source, partition: str | None) -> list[FileRows]:
         wanted = [partition] if self.limit is None else self.partitions
@@ -196,3 +181,13 @@ class _Publisher:
                 "about. It was not written; its answers are kept. Run again."
             )
         return selected[partition]
+
+
+def _gather(answers: Answers, rows: SourceRows, scratch: Path) -> Iterator[tuple[KeyedRows, Gathered]]:
+    """Yield BUCKET_ROWS rows' keys with their answers."""
+    for window in rows.iter_keyed(WINDOW_ROWS):
+        start = 0
+        for gathered in gather(answers, window.keys, scratch):
+            bucket = slice(start, start + len(gathered.places))
+            yield KeyedRows(keys=window.keys[bucket], reasons=window.reasons[bucket]), gathered
+            start = bucket.stop

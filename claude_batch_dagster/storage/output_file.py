@@ -1,0 +1,246 @@
+"""Writes one partition's output file, a bucket of rows at a time."""
+
+from collections.abc import Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from claude_batch_dagster.core.errors import OutputError
+from claude_batch_dagster.core.status import STATUSES
+from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.answer_columns import AnswerColumns
+from claude_batch_dagster.storage.gather import BUCKET_ROWS, Gathered, Places
+from claude_batch_dagster.storage.keys import LARGE, SKIPPED, Keys, KeySet, Mask, Reasons, has_key
+from claude_batch_dagster.storage.output import METADATA_KEY
+from claude_batch_dagster.storage.store import Store
+
+PREVIEW_ROWS = 5
+DECODED_ROWS = 4_096
+TOO_LARGE = "too_large: the request alone exceeds what one Message Batch takes (256,000,000 bytes). Shorten the text or the prompt."
+NO_ROOM = "out_of_range: the answer holds a number that its column has no room for."
+PENDING = "pending: no answer yet; the next run asks again."
+_COPIED = ("stop_reason", "model", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_CODES = {word: code for code, word in enumerate(STATUSES)}
+_HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
+
+Codes = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenOutput:
+    """What one partition's file holds.
+
+    Attributes:
+        uri: Of the file.
+        rows: Rows by status; they add up to the source's.
+        answers: Distinct requests in it.
+        input_tokens: Of the answers that this invocation paid for, like all tokens here and the cost; the others were paid before.
+        cost_nano_usd: None where such an answer's model has no price.
+        batches: How many of this invocation's batches answered.
+        preview: The first rows, as Python values.
+    """
+
+    uri: str
+    rows: dict[str, int]
+    answers: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_nano_usd: int | None
+    batches: int
+    schema: pa.Schema
+    preview: tuple[dict[str, object], ...]
+
+
+class OutputWriter:
+    """Writes one partition's file, bucket by bucket, and puts it whole at the end.
+
+    Args:
+        task: Whose fields the rows get.
+        schema: Of the output.
+        own_batch_ids: Batches that this invocation paid for.
+        file: The local file to write.
+        facts: What stands in the file's key-value metadata, together with `rows` by status.
+    """
+
+    def __init__(self, *, task: ClaudeTask, schema: pa.Schema, own_batch_ids: Set[str], file: Path, facts: Mapping[str, object]) -> None:
+        self._task_key = task.task_key
+        self._answer_columns = None if task.output is None else AnswerColumns(task.fields)
+        self._words = pa.array(STATUSES)
+        self._schema = schema
+        self._facts = facts
+        self._own_batch_ids = pa.array(sorted(own_batch_ids), pa.string())
+        self._file = file
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=3)
+        self._compressor = ThreadPoolExecutor(1, "write")
+        self._compressing: Future[None] = self._compressor.submit(lambda: None)
+        self._shown = _Places()
+        self._unanswered = KeySet()
+        self._batch_ids: set[str] = set()
+        self._rows = dict.fromkeys(STATUSES, 0)
+        self._sums = dict.fromkeys(_TOKENS, 0)
+        self._cost_nano_usd: int | None = 0
+        self._preview: list[dict[str, object]] = []
+
+    def append(self, carried: Sequence[pa.ChunkedArray], keys: Keys, reasons: Reasons, gathered: Gathered) -> None:
+        """Append source rows.
+
+        Args:
+            carried: The source's columns that the output carries.
+            keys: A row each.
+            reasons: Why a row without a key was not asked about.
+            gathered: The answers to these keys.
+        """
+        responses = gathered.responses
+        codes = _status_codes(responses["outcome"], reasons, self._words)
+        first = self._shown.add(gathered.places)
+        self._unanswered.add(keys[gathered.places < 0])
+        own, out_of_range = self._task_columns(responses["answer"], codes)
+        codes[out_of_range] = _CODES["invalid"]
+        columns = [
+            *carried,
+            *own,
+            self._words.take(pa.array(codes)),
+            _errors(responses["error"], codes, reasons, out_of_range),
+            *(responses[name] for name in _COPIED),
+            _cost_usd(responses["cost_nano_usd"], first),
+            _key_texts(keys),
+            pa.repeat(self._task_key, len(keys)),
+            responses["batch_id"],
+            responses["answered_at"],
+        ]
+        table = pa.table(columns, schema=self._schema)
+        self._write(table)
+        self._count(table, responses, codes, first)
+
+    def close(self) -> None:
+        """Let go of the file and its thread, whether it was finished or not."""
+        self._compressor.shutdown()
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+
+    def _write(self, table: pa.Table) -> None:
+        """Compress and write a bucket beside the making of the next one: neither needs the interpreter."""
+        self._compressing.result()
+        self._compressing = self._compressor.submit(self._writer.write_table, table, row_group_size=BUCKET_ROWS)
+
+    def finish(self, output: Store, path: str) -> WrittenOutput:
+        """Put the file; return what it holds."""
+        self._compressing.result()
+        self._writer.add_key_value_metadata({METADATA_KEY: msgspec.json.encode({**self._facts, "rows": self._rows}).decode()})
+        self._writer.close()
+        output.put_file(path, self._file)
+        return WrittenOutput(
+            uri=f"{output.uri}/{path}",
+            rows=self._rows,
+            answers=len(self._shown) + len(self._unanswered),
+            cost_nano_usd=self._cost_nano_usd,
+            batches=len(self._batch_ids),
+            schema=self._schema,
+            preview=tuple(self._preview),
+            **self._sums,
+        )
+
+    def _task_columns(self, answers: pa.ChunkedArray, codes: Codes) -> tuple[list[pa.Array | pa.ChunkedArray], list[int]]:
+        """Return the task's columns, and the rows whose answer has no room in them."""
+        usable = pa.array(codes == _CODES["succeeded"])
+        if self._answer_columns is None:
+            return [pc.if_else(usable, answers, pa.scalar(None, pa.string()))], []
+        texts = answers.cast(pa.binary()).to_numpy()
+        texts[codes != _CODES["succeeded"]] = None
+        # As Python objects the answers of a whole bucket would be the most that is in memory.
+        pieces = [self._answer_columns.read(texts[start : start + DECODED_ROWS].tolist()) for start in range(0, len(texts), DECODED_ROWS)]
+        columns: list[pa.Array | pa.ChunkedArray] = [
+            pa.chunked_array(chunks) for chunks in zip(*(piece.columns for piece in pieces), strict=True)
+        ]
+        return columns, [at * DECODED_ROWS + row for at, piece in enumerate(pieces) for row in piece.out_of_range]
+
+    def _count(self, table: pa.Table, responses: pa.Table, codes: Codes, first: Mask) -> None:
+        for word, count in zip(STATUSES, np.bincount(codes, minlength=len(STATUSES)).tolist(), strict=True):
+            self._rows[word] += count
+        if len(self._preview) < PREVIEW_ROWS:
+            self._preview += table.slice(0, PREVIEW_ROWS - len(self._preview)).to_pylist()
+        if not len(self._own_batch_ids):
+            return
+        paid = pc.is_in(responses["batch_id"], value_set=self._own_batch_ids)
+        mine = responses.select([*_TOKENS, "cost_nano_usd", "batch_id"]).filter(pc.and_(paid, pa.array(first)))
+        for name in _TOKENS:
+            self._sums[name] += pc.sum(mine[name]).as_py() or 0
+        cost = mine["cost_nano_usd"]
+        self._cost_nano_usd = None if self._cost_nano_usd is None or cost.null_count else self._cost_nano_usd + (pc.sum(cost).as_py() or 0)
+        self._batch_ids.update(pc.unique(mine["batch_id"]).to_pylist())
+
+
+class _Places:
+    """A set of places in an index: a byte a place, far less than their keys."""
+
+    def __init__(self) -> None:
+        self._held = np.zeros(0, np.bool_)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, places: Places) -> Mask:
+        """Add places; tell of each whether it is new here, a repeated one at its first row only. -1 is never new."""
+        new = np.zeros(len(places), np.bool_)
+        rows = np.flatnonzero(places >= 0)
+        if len(rows) and (needed := int(places[rows].max()) + 1) > len(self._held):
+            self._held = np.concatenate([self._held, np.zeros(max(needed, 2 * len(self._held)) - len(self._held), np.bool_)])
+        rows = rows[~self._held[places[rows]]]
+        added, at = np.unique(places[rows], return_index=True)
+        new[rows[at]] = True
+        self._held[added] = True
+        self._count += len(added)
+        return new
+
+
+def _status_codes(outcomes: pa.ChunkedArray, reasons: Reasons, words: pa.Array) -> Codes:
+    codes = pc.index_in(outcomes, value_set=words)
+    unknown = pc.and_(pc.is_null(codes), pc.is_valid(outcomes))
+    if pc.any(unknown).as_py():
+        outcome = ", ".join(sorted(pc.unique(outcomes.filter(unknown)).to_pylist()))
+        raise OutputError(f"The response store holds outcomes that this version does not know: {outcome}. Nothing was written. Upgrade it.")
+    found: Codes = codes.fill_null(_CODES["pending"]).to_numpy().astype(np.int8)
+    found[reasons == SKIPPED] = _CODES["skipped"]
+    found[reasons == LARGE] = _CODES["errored"]
+    return found
+
+
+def _errors(errors: pa.ChunkedArray, codes: Codes, reasons: Reasons, out_of_range: Sequence[int]) -> pa.ChunkedArray:
+    no_room = np.zeros(len(codes), np.bool_)
+    no_room[out_of_range] = True
+    overruled = (
+        (codes == _CODES["pending"], PENDING),
+        (reasons == SKIPPED, None),
+        (reasons == LARGE, TOO_LARGE),
+        (no_room, NO_ROOM),
+    )
+    for rows, text in overruled:
+        if rows.any():
+            errors = pc.if_else(pa.array(rows), pa.scalar(text, pa.string()), errors)
+    return errors
+
+
+def _cost_usd(nano_usd: pa.ChunkedArray, first: Mask) -> pa.Array:
+    """Return the cost of an answer on its first row, 0 on the others that share it, null where it is not known."""
+    cost = np.where(first, nano_usd.fill_null(0).to_numpy() / 1e9, 0.0)
+    return pa.array(cost, mask=nano_usd.is_null().to_numpy())
+
+
+def _key_texts(keys: Keys) -> pa.Array:
+    """Return keys as 32 hex digits each, null where there is none."""
+    digits = _HEX[np.ascontiguousarray(keys).view(np.uint8)]
+    known = np.packbits(has_key(keys), bitorder="little")
+    starts = np.arange(len(keys) + 1, dtype=np.int32) * 32
+    return pa.StringArray.from_buffers(len(keys), pa.py_buffer(starts), pa.py_buffer(digits), pa.py_buffer(known))
