@@ -1,29 +1,37 @@
-"""Collects an ended batch: stream, spool, verify, decode, store; then closes the shard.
+"""Collects an ended batch: stream, verify, decode, store; then closes the shard.
 
 Results come in any order and are joined by custom_id alone. Every request of the shard ends with exactly one response; whatever else
-the stream holds is counted, said, and never stored. Raw lines stay in the spool file: memory holds the ids of one shard.
+the stream holds is counted, said, and never stored. Answers wait in a file: memory holds the ids of one shard.
 """
 
 import logging
-from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
 
 from claude_batch_dagster.core.contract import BatchInput, Counts
 from claude_batch_dagster.core.errors import RefusedError, RootError, VendorUnavailableError
-from claude_batch_dagster.core.request import parse_custom_id, short_name
-from claude_batch_dagster.core.response import Decoder, PriceUsage, Response, read_result_line
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens
+from claude_batch_dagster.core.outcome import Outcome
+from claude_batch_dagster.core.request import KEY_BYTES, read_key_digits, read_name, short_name
+from claude_batch_dagster.core.response import Decoder, PriceUsage, Response
+from claude_batch_dagster.core.shard import read_asked
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAwait, Mode, Settled, next_step
-from claude_batch_dagster.storage.keys import pack_keys
+from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.arrays import repeat_word, to_arrow
+from claude_batch_dagster.storage.keys import Keys, keys_to_arrow
 from claude_batch_dagster.storage.plans import append_submission, read_shard, read_submission, read_task
-from claude_batch_dagster.storage.responses import Answers, responses_path, write_responses
+from claude_batch_dagster.storage.responses import SCHEMA, write_response_batches
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import find_batches
+from temporal_worker.arrivals import KEPT, Arrivals, Arrived, Numbers, Requests, Rows
 from temporal_worker.further import Grants, ModelLimits
 from temporal_worker.root import OpenRoot, check_endpoint, open_root
-from temporal_worker.spool import SpooledResponses, Tally
+from temporal_worker.spool import Tally
 from temporal_worker.vendor import Batch
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FETCHES = 3
-ABSENT = -1
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,219 +74,182 @@ class Collector:
         decoders = [Decoder(read_task(root.store, task.task_key), self.price_usage) for task in root.entry.tasks]
         with root.store.scratch() as scratch:
             if ended.archived:
-                results = _Results(spool=None, starts=array("q", [ABSENT]) * len(expected.custom_ids))
+                arrived = Arrived.nothing(len(expected.places))
             else:
-                results = self._fetch_whole(batch, expected, scratch / "results.jsonl", report)
-            counts = _store_responses(root, batch, ended, expected, results, decoders, ModelLimits(self.batches), report)
+                arrived = self._fetch_whole(batch, expected, decoders, scratch / "results.arrow", report)
+            counts = _store_responses(root, batch, ended, expected, arrived, decoders, ModelLimits(self.batches), report)
         if not batch.stray:
             _close_shard(root, batch)
         return counts
 
-    def _fetch_whole(self, batch: BatchInput, expected: "_Requests", spool: Path, report: Callable[[str], None]) -> "_Results":
+    def _fetch_whole(
+        self, batch: BatchInput, expected: Requests, decoders: Sequence[Decoder], file: Path, report: Callable[[str], None]
+    ) -> Arrived:
         """Fetch the results until every request has one, three times at most; what is missing then has none at the vendor."""
         cut: VendorUnavailableError | None = None
-        results: _Results | None = None
+        arrived: Arrived | None = None
         for fetch in range(1, FETCHES + 1):
             report(f"Batch {batch.batch_id} ended: reading its results, fetch {fetch} of at most {FETCHES}")
             try:
-                self._fetch(batch.batch_id, spool, report)
+                arrived = self._fetch(batch.batch_id, expected, decoders, file, report)
             except VendorUnavailableError as error:
-                cut, results = error, None
+                cut, arrived = error, None
                 continue
             except RefusedError as error:
                 # To call them missing would have the next run buy them again.
                 raise VendorUnavailableError(f"{error} They are read again later, until the batch is archived.") from error
-            results = _index_spool(spool, expected)
-            if results.missing == 0:
+            if arrived.missing == 0:
                 break
-        if results is None:
+        if arrived is None:
             assert cut is not None
             raise cut
-        if results.missing or results.foreign or results.duplicate:
+        if arrived.missing or arrived.foreign or arrived.duplicate:
             log.warning(
                 "batch %s: of %d requests %d have no result; %d results were of no request of the shard, %d came twice; none of these is stored",
                 batch.batch_id,
-                len(expected.custom_ids),
-                results.missing,
-                results.foreign,
-                results.duplicate,
+                len(expected.places),
+                arrived.missing,
+                arrived.foreign,
+                arrived.duplicate,
             )
-        return results
+        return arrived
 
-    def _fetch(self, batch_id: str, spool: Path, report: Callable[[str], None]) -> None:
+    def _fetch(self, batch_id: str, expected: Requests, decoders: Sequence[Decoder], file: Path, report: Callable[[str], None]) -> Arrived:
         size = 0
-        with self.batches.stream_results(batch_id) as chunks, spool.open("wb") as out:
+        with self.batches.stream_results(batch_id) as chunks, Arrivals(file, expected, decoders) as arrivals:
             for chunk in chunks:
-                out.write(chunk)
+                arrivals.add(chunk)
                 size += len(chunk)
                 report(f"Batch {batch_id} ended: {size:,} bytes of results read")
+        return arrivals.arrange()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Requests:
-    """A shard's requests in order.
-
-    Attributes:
-        custom_ids: Place of each custom_id.
-        tasks: Index, in the plan's tasks, of each request's task.
-        max_tokens: Of each request: where it is asked again, it may have been raised.
-    """
-
-    custom_ids: dict[str, int]
-    tasks: "array[int]"
-    max_tokens: "array[int]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Results:
-    """A spooled results file; `starts` is the offset of each request's line in it, ABSENT for none."""
-
-    spool: Path | None
-    starts: "array[int]"
-    foreign: int = 0
-    duplicate: int = 0
-
-    @property
-    def missing(self) -> int:
-        """Requests without a result."""
-        return self.starts.count(ABSENT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _TaskResults:
-    """The results of one task's requests, which stand at these places of the shard."""
-
-    places: "array[int]"
-    custom_ids: Sequence[str]
-    max_tokens: "array[int]"
-    results: _Results
-    spool: BinaryIO | None
-    decoder: Decoder
-    grants: Grants
-
-    def decode(self, index: int) -> Response:
-        place = self.places[index]
-        request_key = bytes.fromhex(parse_custom_id(self.custom_ids[place]).request_key)
-        start = self.results.starts[place]
-        if self.spool is None:
-            response = self.decoder.missing_result(request_key, "the API has no results of this batch any more")
-        elif start == ABSENT:
-            response = self.decoder.missing_result(request_key, f"the results of the batch lack it, {FETCHES} times in a row")
-        else:
-            self.spool.seek(start)
-            response = self.decoder.decode_result(request_key, read_result_line(self.spool.readline()).result)
-        response = replace(response, max_tokens=self.max_tokens[place])
-        return replace(response, retryable=True) if self.grants.has(response) else response
-
-
-def _read_requests(root: OpenRoot, batch: BatchInput) -> _Requests:
+def _read_requests(root: OpenRoot, batch: BatchInput) -> Requests:
     shard = read_shard(root.store, root.entry, batch.round, batch.shard)
     names = {short_name(task.name): place for place, task in enumerate(root.entry.tasks)}
-    custom_ids: dict[str, int] = {}
-    tasks = array("i")
-    max_tokens = array("q")
     try:
-        for line in iter_lines(root.store.stream(shard.path)):
-            custom_id = line_custom_id(line)
-            custom_ids[custom_id] = len(tasks)
-            tasks.append(names[parse_custom_id(custom_id).name])
-            max_tokens.append(line_max_tokens(line))
+        asked = read_asked(root.store.stream(shard.path))
     except FileNotFoundError as error:
         raise RootError(
             f"{root.store.uri}/{shard.path} is missing: the root lost its records. Batch {batch.batch_id} is not collected without them, "
             "its results can be read for 29 days. Restore the file."
         ) from error
-    if len(custom_ids) != shard.requests:
+    places = {custom_id: place for place, custom_id in enumerate(asked.custom_ids)}
+    if len(places) != shard.requests or len(asked.custom_ids) != shard.requests:
         raise RootError(
-            f"{root.store.uri}/{shard.path} holds {len(custom_ids):,} requests, the plan says {shard.requests:,}. "
+            f"{root.store.uri}/{shard.path} holds {len(places):,} requests, the plan says {shard.requests:,}. "
             f"Batch {batch.batch_id} is not collected. Restore the file."
         )
-    return _Requests(custom_ids=custom_ids, tasks=tasks, max_tokens=max_tokens)
+    keys = np.frombuffer(bytes.fromhex("".join([read_key_digits(custom_id) for custom_id in asked.custom_ids])), np.uint64).reshape(-1, 2)
+    return Requests(
+        places=places,
+        keys=keys,
+        tasks=_find_tasks(asked.custom_ids, names),
+        max_tokens=np.array(asked.max_tokens, np.int64),
+    )
 
 
-def _index_spool(spool: Path, expected: _Requests) -> _Results:
-    starts = array("q", [ABSENT]) * len(expected.custom_ids)
-    foreign = duplicate = 0
-    start = 0
-    with spool.open("rb") as lines, spool.open("rb") as earlier:
-        for line in lines:
-            place = _find_place(line, expected)
-            if place is None:
-                foreign += bool(line.strip())
-            elif starts[place] == ABSENT:
-                starts[place] = start
-            else:
-                earlier.seek(starts[place])
-                same = earlier.readline().rstrip(b"\n") == line.rstrip(b"\n")
-                duplicate += same
-                foreign += not same
-            start += len(line)
-    return _Results(spool=spool, starts=starts, foreign=foreign, duplicate=duplicate)
-
-
-def _find_place(line: bytes, expected: _Requests) -> int | None:
-    try:
-        return expected.custom_ids.get(read_result_line(line).custom_id)
-    except ValueError:
-        return None
+def _find_tasks(custom_ids: Sequence[str], names: Mapping[str, int]) -> Rows:
+    found = {read_name(custom_id) for custom_id in custom_ids}
+    if len(found) == 1:
+        return np.full(len(custom_ids), names[found.pop()], np.int32)
+    return np.array([names[read_name(custom_id)] for custom_id in custom_ids], np.int32)
 
 
 def _store_responses(
     root: OpenRoot,
     batch: BatchInput,
     ended: Batch,
-    expected: _Requests,
-    results: _Results,
+    expected: Requests,
+    arrived: Arrived,
     decoders: Sequence[Decoder],
     limits: ModelLimits,
     report: Callable[[str], None],
 ) -> Counts:
-    keys = list(expected.custom_ids)
     tally = Tally()
-    spool = None if results.spool is None else results.spool.open("rb")
-    try:
-        for number, (task, decoder) in enumerate(zip(root.entry.tasks, decoders, strict=True)):
-            places = array("i", (place for place, task_number in enumerate(expected.tasks) if task_number == number))
-            if not places:
-                continue
-            if results.spool is None and root.store.exists(responses_path(root.record.endpoint, task.task_key, batch.batch_id)):
-                # Collected before its results were gone, by somebody who died before the shard was closed.
-                tally.keep(_count_stored(root, batch, task.task_key, [keys[place] for place in places]))
-                continue
-            report(f"Batch {batch.batch_id} ended: storing {len(places):,} responses of {task.name}")
-            found = _TaskResults(
-                places=places,
-                custom_ids=keys,
-                max_tokens=expected.max_tokens,
-                results=results,
-                spool=spool,
-                decoder=decoder,
-                grants=Grants(root, task.task_key, batch.round, limits),
-            )
-            write_responses(
-                root.store,
-                endpoint=root.record.endpoint,
-                task_key=task.task_key,
-                batch_id=batch.batch_id,
-                round_number=batch.round,
-                answered_at=ended.ended_at or ended.created_at,
-                responses=SpooledResponses(len(places), found.decode, tally),
-            )
-    finally:
-        if spool is not None:
-            spool.close()
-    if sum(tally.by_outcome.values()) != len(keys):
+    why = (
+        "the API has no results of this batch any more" if ended.archived else f"the results of the batch lack it, {FETCHES} times in a row"
+    )
+    for number, (task, decoder) in enumerate(zip(root.entry.tasks, decoders, strict=True)):
+        places = np.flatnonzero(expected.tasks == number).astype(np.int32)
+        if not len(places):
+            continue
+        if ended.archived and batch.batch_id in find_batches(root.store, root.record.endpoint, task.task_key):
+            # Collected before its results were gone, by somebody who died before the shard was closed.
+            tally.keep(_count_stored(root, batch, task.task_key, expected.keys[places]))
+            continue
+        report(f"Batch {batch.batch_id} ended: storing {len(places):,} responses of {task.name}")
+        responses = _Responses(
+            batch_id=batch.batch_id,
+            round_number=batch.round,
+            answered_at=ended.ended_at or ended.created_at,
+            grants=Grants(root, task.task_key, batch.round, limits),
+            tally=tally,
+        )
+        write_response_batches(
+            root.store,
+            endpoint=root.record.endpoint,
+            task_key=task.task_key,
+            batch_id=batch.batch_id,
+            batches=(
+                responses.complete(rows, expected.keys[some], expected.max_tokens[some])
+                for some, rows in arrived.read(places, decoder.missing_result(bytes(KEY_BYTES), why))
+            ),
+        )
+    stored = sum(tally.by_outcome.values())
+    if stored != len(expected.places):
         raise RootError(
-            f"Batch {batch.batch_id}: {sum(tally.by_outcome.values()):,} responses were stored for {len(keys):,} requests. "
+            f"Batch {batch.batch_id}: {stored:,} responses were stored for {len(expected.places):,} requests. "
             "The shard stays open. This is a bug in claude-batch-dagster, please report it."
         )
     return tally.counts()
 
 
-def _count_stored(root: OpenRoot, batch: BatchInput, task_key: str, custom_ids: Sequence[str]) -> dict[str, int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Responses:
+    """Makes responses of one task from what was kept of their results, and counts them."""
+
+    batch_id: str
+    round_number: int
+    answered_at: datetime
+    grants: Grants
+    tally: Tally
+
+    def complete(self, rows: pa.RecordBatch, keys: Keys, max_tokens: Numbers) -> pa.RecordBatch:
+        """Return some requests' responses, with what is known of the requests and the batch."""
+        self.tally.count_rows(rows)
+        count = rows.num_rows
+        answered_us = (self.answered_at - EPOCH) // timedelta(microseconds=1)
+        columns = {
+            **{name: rows.column(name) for name in KEPT.names},
+            "request_key": keys_to_arrow(keys),
+            "max_tokens": to_arrow(max_tokens, pa.int64()),
+            "batch_id": repeat_word(self.batch_id, count),
+            "round": to_arrow(np.full(count, self.round_number, np.int32), pa.int32()),
+            "answered_at": to_arrow(np.full(count, answered_us, np.int64), SCHEMA.field("answered_at").type),
+            "retryable": self._mark(rows, keys, max_tokens),
+        }
+        return pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+    def _mark(self, rows: pa.RecordBatch, keys: Keys, max_tokens: Numbers) -> pa.Array:
+        """Tell of each whether its run asks it again; of most this is known from their outcome."""
+        marks = np.zeros(rows.num_rows, np.bool_)
+        outcomes, errors = rows.column("outcome").dictionary_encode(), rows.column("error")
+        words = outcomes.dictionary.to_pylist()
+        answered = np.array([word == Outcome.SUCCEEDED for word in words], np.bool_)
+        # to_numpy would import pandas.
+        codes = np.frombuffer(outcomes.indices.buffers()[1], np.int32, len(outcomes))
+        for row in np.flatnonzero(~answered[codes]).tolist():
+            response = Response(
+                request_key=keys[row].tobytes(), outcome=words[codes[row]], error=errors[row].as_py(), max_tokens=int(max_tokens[row])
+            )
+            marks[row] = self.grants.has(response)
+        return pa.Array.from_buffers(pa.bool_(), len(marks), [None, pa.py_buffer(np.packbits(marks, bitorder="little"))])
+
+
+def _count_stored(root: OpenRoot, batch: BatchInput, task_key: str, keys: Keys) -> dict[str, int]:
     stored = Answers(root.store, root.record.endpoint, task_key, batch_ids=(batch.batch_id,))
-    counts = stored.count_outcomes(pack_keys([bytes.fromhex(parse_custom_id(custom_id).request_key) for custom_id in custom_ids]))
-    return {outcome: requests for outcome, requests in counts.items() if requests}
+    return {outcome: requests for outcome, requests in stored.count_outcomes(keys).items() if requests}
 
 
 def _close_shard(root: OpenRoot, batch: BatchInput) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from claude_batch_dagster.core.errors import CredentialsError, RefusedError, VendorUnavailableError
 from claude_batch_dagster.core.outcome import Again, Outcome, choose_again, raise_max_tokens
 from claude_batch_dagster.core.response import Response
+from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.keys import Keys, Mask, pack_keys
 from claude_batch_dagster.storage.plans import batch_ids, list_submissions, read_task
-from claude_batch_dagster.storage.responses import Answers
 from temporal_worker.root import OpenRoot
 
 if TYPE_CHECKING:

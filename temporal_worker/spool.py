@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import overload
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from claude_batch_dagster.core.contract import Counts
 from claude_batch_dagster.core.response import Response
 
@@ -27,6 +30,14 @@ class Tally:
             ("unpriced", int(response.cost_nano_usd is None)),
         ):
             self._sums[name] += value
+
+    def count_rows(self, rows: pa.RecordBatch) -> None:
+        """Count responses, which have these columns."""
+        for found in pc.value_counts(rows.column("outcome")):
+            self.by_outcome[found["values"].as_py()] += found["counts"].as_py()
+        for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_nano_usd"):
+            self._sums[name] += pc.sum(rows.column(name), min_count=0).as_py()
+        self._sums["unpriced"] += rows.column("cost_nano_usd").null_count
 
     def keep(self, stored: Mapping[str, int]) -> None:
         """Count what was stored before, by outcome."""

@@ -5,7 +5,7 @@ Source: platform.claude.com batch processing, "Retrieve batch results"; `anthrop
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
@@ -13,6 +13,7 @@ import jsonschema_rs
 import msgspec
 
 from claude_batch_dagster.core.outcome import Outcome
+from claude_batch_dagster.core.result import Canceled, Errored, Expired, Message, ReadLine, Result, Succeeded, join_text
 
 LONG_PROMPT_TOKENS = 100_000
 """Prompts above this many tokens are priced apart by some models."""
@@ -111,6 +112,31 @@ def read_result_line(line: bytes) -> ResultLine:
         raise ValueError("a line without custom_id and result") from None
 
 
+def read_result_lines(piece: bytes) -> list[ReadLine | ResultLine | None]:
+    """Return the lines of some whole lines, blank ones left out; None for a line that is no result of any request.
+
+    A line whose result is unusual comes undecoded, and costs the others nothing.
+    """
+    try:
+        lines = _decode_lines(piece)
+        if len(lines) == piece.count(b"\n") + (not piece.endswith(b"\n")):
+            return cast("list[ReadLine | ResultLine | None]", lines)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    return [_read_line(line) for line in piece.split(b"\n") if line.strip()]
+
+
+def _read_line(line: bytes) -> ReadLine | ResultLine | None:
+    try:
+        return _decode_whole_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return read_result_line(line)
+    except ValueError:
+        return None
+
+
 class Decoder:
     """Decodes the results of one task. Build it once a task: it compiles the schema.
 
@@ -123,9 +149,28 @@ class Decoder:
         self._schema = cast("dict[str, object] | None", document.get("schema")) or {}
         self._validator = jsonschema_rs.validator_for(self._schema, offline=True) if self._schema else None
         self._max_tokens = cast(int, document.get("max_tokens", 0))
-        self._price_usage = price_usage
+        self.price_usage = price_usage
 
-    def decode_result(self, request_key: bytes, result: bytes | msgspec.Raw) -> Response:
+    def read_answers(self, results: Sequence[Result | msgspec.Raw]) -> list[bytes | None]:
+        """Return the answers of those that succeeded without more ado, as UTF-8; None for those that `decode_result` is for."""
+        answers: list[bytes | None] = []
+        is_valid = None if self._validator is None else self._validator.is_valid
+        for result in results:
+            answer = None
+            if type(result) is Succeeded and (message := result.message).stop_reason in COMPLETE_STOPS:
+                text = join_text(message)
+                if is_valid is None:
+                    answer = text.encode() if text.strip() else None
+                else:
+                    try:
+                        value = _decode_json(text)
+                        answer = _encode_json(value) if is_valid(value) else None
+                    except (msgspec.DecodeError, RecursionError):
+                        pass
+            answers.append(answer)
+        return answers
+
+    def decode_result(self, request_key: bytes, result: bytes | msgspec.Raw | Result) -> Response:
         """Return what became of a request.
 
         Args:
@@ -133,19 +178,19 @@ class Decoder:
             result: The line's `result`; whatever is wrong with it becomes the outcome `errored`, never an exception.
         """
         try:
-            found = _read_result(result)
+            found = _read_result(result) if isinstance(result, bytes | msgspec.Raw) else result
         except (ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, msgspec.ValidationError) else "not JSON"
             return self._without_answer(request_key, Outcome.ERRORED, f"unreadable_result: {reason}")
         match found:
-            case _Succeeded(message=message):
+            case Succeeded(message=message):
                 return self._decode_message(request_key, message)
-            case _Errored(error=outer):
+            case Errored(error=outer):
                 inner = outer.error or outer
                 return self._without_answer(request_key, Outcome.ERRORED, f"{inner.type}: {inner.message[:MAX_MESSAGE_CHARS]}")
-            case _Tagged(type="expired"):
+            case Expired():
                 return self._without_answer(request_key, Outcome.EXPIRED, "expired: the batch ended before this request was processed")
-            case _Tagged(type="canceled"):
+            case Canceled():
                 return self._without_answer(request_key, Outcome.CANCELED, "canceled: the batch was canceled before this request's turn")
             case _Tagged(type=kind):
                 return self._without_answer(request_key, Outcome.ERRORED, f"unknown_result_type: {kind[:64]}")
@@ -157,12 +202,11 @@ class Decoder:
     def _without_answer(self, request_key: bytes, outcome: Outcome, error: str) -> Response:
         return Response(request_key=request_key, outcome=outcome, error=error, max_tokens=self._max_tokens)
 
-    def _decode_message(self, request_key: bytes, message: "_Message") -> Response:
+    def _decode_message(self, request_key: bytes, message: Message) -> Response:
         verdict = self._judge(message)
         usage = message.usage
-        written = usage.cache_creation_input_tokens or 0
-        written_1h = min(written, usage.cache_creation.ephemeral_1h_input_tokens if usage.cache_creation else 0)
-        read = usage.cache_read_input_tokens or 0
+        written_1h = usage.written_1h_tokens
+        written_5m = usage.written_tokens - written_1h
         return Response(
             request_key=request_key,
             outcome=verdict.outcome,
@@ -172,21 +216,21 @@ class Decoder:
             model=message.model,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
-            cache_read_tokens=read,
-            cache_write_5m_tokens=written - written_1h,
+            cache_read_tokens=usage.read_tokens,
+            cache_write_5m_tokens=written_5m,
             cache_write_1h_tokens=written_1h,
             max_tokens=self._max_tokens,
-            cost_nano_usd=self._price_usage(
+            cost_nano_usd=self.price_usage(
                 message.model,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
-                cache_read_tokens=read,
-                cache_write_5m_tokens=written - written_1h,
+                cache_read_tokens=usage.read_tokens,
+                cache_write_5m_tokens=written_5m,
                 cache_write_1h_tokens=written_1h,
             ),
         )
 
-    def _judge(self, message: "_Message") -> "_Verdict":
+    def _judge(self, message: Message) -> "_Verdict":
         stop = message.stop_reason
         if stop == "refusal":
             category = message.stop_details.category if message.stop_details else None
@@ -195,7 +239,7 @@ class Decoder:
             return _Verdict(Outcome.TRUNCATED, error=f"{stop}: the answer was cut after {message.usage.output_tokens:,} output tokens")
         if stop not in COMPLETE_STOPS:
             return _Verdict(Outcome.INVALID, error=f"stop_reason: {stop} is no complete answer")
-        text = "".join(block.text for block in message.content if block.type == "text" and block.text is not None)
+        text = join_text(message)
         if self._validator is None:
             if not text.strip():
                 return _Verdict(Outcome.INVALID, error="empty_answer: no text came")
@@ -226,50 +270,6 @@ class _Tagged(msgspec.Struct, frozen=True):
     type: str
 
 
-class _Block(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class _CacheCreation(msgspec.Struct, frozen=True):
-    ephemeral_5m_input_tokens: int = 0
-    ephemeral_1h_input_tokens: int = 0
-
-
-class _Usage(msgspec.Struct, frozen=True):
-    input_tokens: int
-    output_tokens: int
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation: _CacheCreation | None = None
-
-
-class _StopDetails(msgspec.Struct, frozen=True):
-    category: str | None = None
-
-
-class _Message(msgspec.Struct, frozen=True):
-    model: str
-    content: list[_Block]
-    usage: _Usage
-    stop_reason: str | None = None
-    stop_details: _StopDetails | None = None
-
-
-class _Succeeded(msgspec.Struct, frozen=True):
-    message: _Message
-
-
-class _Error(msgspec.Struct, frozen=True):
-    type: str
-    message: str = ""
-    error: "_Error | None" = None
-
-
-class _Errored(msgspec.Struct, frozen=True):
-    error: _Error
-
-
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     outcome: Outcome
@@ -277,6 +277,10 @@ class _Verdict:
     error: str | None = None
 
 
+_decode_lines: Callable[[bytes], list[ReadLine]] = msgspec.json.Decoder(ReadLine).decode_lines
+_decode_whole_line: Callable[[bytes], ReadLine] = msgspec.json.Decoder(ReadLine).decode
+_decode_json: Callable[[str], object] = msgspec.json.Decoder().decode
+_encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _decode_line: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
 
 
@@ -285,13 +289,17 @@ def _convert_line(found: object) -> ResultLine:
     return ResultLine(line.custom_id, msgspec.Raw(msgspec.json.encode(line.result)))
 
 
-def _read_result(content: bytes | msgspec.Raw) -> "_Succeeded | _Errored | _Tagged":
+def _read_result(content: bytes | msgspec.Raw) -> "Result | _Tagged":
     tagged = _read(content, _Tagged)
     match tagged.type:
         case "succeeded":
-            return _read(content, _Succeeded)
+            return _read(content, Succeeded)
         case "errored":
-            return _read(content, _Errored)
+            return _read(content, Errored)
+        case "expired":
+            return Expired()
+        case "canceled":
+            return Canceled()
         case _:
             return tagged
 

@@ -185,7 +185,7 @@ def test_a_batch_that_is_not_its_shards_tip_is_stored_and_told(store: Store, ent
 
 
 def test_responses_that_do_not_add_up_keep_the_shard_open(store: Store, entry: LogEntry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "write_responses", lambda *_, **__: None)
+    monkeypatch.setattr(collect, "write_response_batches", lambda *_, **__: None)
     with pytest.raises(RootError, match=r"msgbatch_1: 0 responses were stored for 2 requests\. The shard stays open\. .*report"):
         collector().collect(batch_input(store, entry), ended(), quiet)
 

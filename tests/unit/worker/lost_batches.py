@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.records import RootRecord
 from claude_batch_dagster.core.recovery_contract import AuditInput, AuditReport, HarvestStep, RecoverInput, WantedTask
-from claude_batch_dagster.core.request import Renderer, Request, encode_line, short_name
+from claude_batch_dagster.core.request import Renderer, Request, short_name
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.simulator import Simulator, serve_in_thread
 from claude_batch_dagster.storage.keys import pack_keys
@@ -24,6 +24,7 @@ from claude_batch_dagster.verbs.estimate import price_usage
 from temporal_worker.audit import Auditor
 from temporal_worker.batches import Batches
 from temporal_worker.harvest import Harvester
+from tests.lines import encode_line
 
 DAY_S = 86_400.0
 HEADERS = {"authorization": "Bearer k", "anthropic-version": "2026-10-21", "content-type": "application/json"}

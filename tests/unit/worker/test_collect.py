@@ -17,9 +17,9 @@ from claude_batch_dagster.core.request import parse_custom_id
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id
 from claude_batch_dagster.core.submission import Accepted
 from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, read_root, read_round
-from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.store import Store
 from temporal_worker.collect import Collector
 from temporal_worker.root import OpenRoot

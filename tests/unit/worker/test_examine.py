@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from claude_batch_dagster.core.contract import DoctorInput, Finding, Health
+from claude_batch_dagster.core.contract import Finding, Health
+from claude_batch_dagster.core.errand_contract import DoctorInput
 from claude_batch_dagster.simulator import serve_in_thread
 from claude_batch_dagster.storage.probe import PRODUCT, remove_token, write_token
 from claude_batch_dagster.storage.store import Store

@@ -9,7 +9,6 @@ import pytest
 from claude_batch_dagster.core.errors import CredentialsError, RootError
 from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.core.records import RootRecord
-from claude_batch_dagster.core.request import encode_line
 from claude_batch_dagster.core.response import iter_result_lines
 from claude_batch_dagster.core.submission import Accepted
 from claude_batch_dagster.storage.plans import append_submission, pin_root, pin_workspace
@@ -17,6 +16,7 @@ from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.estimate import price_usage
 from temporal_worker import harvest
 from temporal_worker.harvest import read_custom_id
+from tests.lines import encode_line
 from tests.stack import SUMMARIZE, stage_plan, texts
 from tests.unit.worker.lost_batches import DAY_S, Lost, lost_batches, render
 

@@ -17,9 +17,10 @@ from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens
 from claude_batch_dagster.core.submission import Accepted, Closed, CloseReason
 from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, read_root, read_round, write_stray
-from claude_batch_dagster.storage.responses import Answers, write_responses
+from claude_batch_dagster.storage.responses import write_responses
 from claude_batch_dagster.storage.store import Store
 from temporal_worker.root import OpenRoot
 from temporal_worker.rounds import open_round
