@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -17,16 +18,14 @@ from temporalio import activity
 from temporalio.exceptions import CancelledError
 
 from claude_batch_dagster.core.contract import (
-    AdoptInput,
     BatchInput,
     CancelInput,
     Candidates,
     ClosedShards,
     CloseInput,
     Counts,
-    DoctorInput,
-    DoctorReport,
     DoubtInput,
+    Failed,
     FinishInput,
     OpenedRound,
     OpenedRun,
@@ -36,8 +35,10 @@ from claude_batch_dagster.core.contract import (
     ShardInput,
     Submitted,
 )
+from claude_batch_dagster.core.errand_contract import AdoptInput, DoctorInput, DoctorReport
 from claude_batch_dagster.core.errors import ClaudeBatchError, RefusedError, VendorUnavailableError
-from temporal_worker.policies import BATCH_IN_PROGRESS, WORKER_BUSY, not_yet, to_failure
+from claude_batch_dagster.core.submission import Mode
+from temporal_worker.policies import BATCH_IN_PROGRESS, WORKER_BUSY, is_final, not_yet, to_failure
 from temporal_worker.vendor import Batch
 
 if TYPE_CHECKING:
@@ -99,12 +100,15 @@ class BatchActivities:
 
     @activity.defn(no_thread_cancel_exception=True)
     def open_run(self, run: OpenInput) -> OpenedRun:
-        """Idempotent: reads the root, pins the workspace and records tried tasks put-if-absent.
+        """Idempotent: reads the root, pins the workspace, records tried tasks put-if-absent, and submits the first shard as `submit` does.
 
         A retry costs a few GETs, and one sample request where an attempt died between its try of a new task and the record of it.
         """
-        with attempt("opening the run"):
-            return self._runs.open_run(run)
+        with attempt("opening the run") as report:
+            opened = self._runs.open_run(run)
+            if run.mode is not Mode.RUN or opened.failure is not None or not opened.shards:
+                return opened
+            return replace(opened, first=self._submit_first(run, opened.round, report))
 
     @activity.defn(no_thread_cancel_exception=True)
     def submit(self, shard: ShardInput) -> Submitted:
@@ -113,8 +117,7 @@ class BatchActivities:
         What a killed attempt did is read from the log: its batch, that nothing was created, or that it has to be settled.
         """
         with attempt(f"submitting shard {shard.shard}") as report:
-            with _turn(self._submits, f"Shard {shard.shard} waits for other uploads"):
-                return self._submitter.submit(shard, report)
+            return self._submit(shard, report)
 
     @activity.defn(no_thread_cancel_exception=True)
     def find_candidates(self, doubt: DoubtInput) -> Candidates:
@@ -180,9 +183,17 @@ class BatchActivities:
 
     @activity.defn(no_thread_cancel_exception=True)
     def open_round(self, ask: RoundInput) -> OpenedRound:
-        """Idempotent: the round's record is put-if-absent, and the one that is there counts. A retry stages the same files again."""
-        with attempt("opening the next round"):
-            return self._runs.open_round(ask)
+        """Idempotent: the round's record is put-if-absent, and the one that is there counts. A retry stages the same files again.
+
+        Where nothing is left to do, it finishes the run as `finish_run` does.
+        """
+        with attempt("opening the next round") as report:
+            opened = self._runs.open_round(ask)
+            if opened.shards or opened.strays:
+                return opened
+            report("finishing the run")
+            finish = FinishInput(root=ask.root, number=ask.number, run_id=ask.run_id, outcome=ask.outcome, error=ask.error)
+            return replace(opened, report=self._runs.finish_run(finish))
 
     @activity.defn(no_thread_cancel_exception=True)
     def finish_run(self, finish: FinishInput) -> RunReport:
@@ -195,6 +206,20 @@ class BatchActivities:
         """Idempotent: looks, and leaves nothing behind. A retry costs a few GETs."""
         with attempt("looking at the API and the root for claude-batch doctor"):
             return self._examiner.examine(ask)
+
+    def _submit(self, shard: ShardInput, report: Callable[[str], None]) -> Submitted:
+        with _turn(self._submits, f"Shard {shard.shard} waits for other uploads"):
+            return self._submitter.submit(shard, report)
+
+    def _submit_first(self, run: OpenInput, round_number: int, report: Callable[[str], None]) -> Submitted:
+        """Submit a round's first shard; what fails for good is told, for the run was opened all the same."""
+        shard = ShardInput(root=run.root, number=run.number, run_id=run.run_id, round=round_number, shard=0, mode=run.mode)
+        try:
+            return self._submit(shard, report)
+        except Exception as error:
+            if not is_final(error):
+                raise
+            return Submitted(failed=Failed(kind=type(error).__name__, text=str(error)))
 
     def _look(self, batch: BatchInput, report: Callable[[str], None]) -> Batch:
         try:

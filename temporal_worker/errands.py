@@ -3,7 +3,7 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from claude_batch_dagster.core.contract import ADOPT_WORKFLOW_TYPE, DOCTOR_WORKFLOW_TYPE, AdoptInput, DoctorInput, DoctorReport
+    from claude_batch_dagster.core.errand_contract import ADOPT_WORKFLOW_TYPE, DOCTOR_WORKFLOW_TYPE, AdoptInput, DoctorInput, DoctorReport
     from temporal_worker.activities import BatchActivities
     from temporal_worker.policies import activity_options
 

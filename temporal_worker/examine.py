@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from claude_batch_dagster.core.contract import DoctorInput, DoctorReport, Finding, Health
+from claude_batch_dagster.core.contract import Finding, Health
+from claude_batch_dagster.core.errand_contract import DoctorInput, DoctorReport
 from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError
 from claude_batch_dagster.core.records import WorkspaceRecord
 from claude_batch_dagster.storage.plans import read_root

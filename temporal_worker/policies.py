@@ -58,8 +58,8 @@ class ActivityPolicy:
 
 
 POLICIES: dict[str, ActivityPolicy] = {
-    # A new task's try may take ten minutes to answer.
-    "open_run": ActivityPolicy(start_to_close_s=1_800),
+    # A new task's try may take ten minutes to answer. It submits as well.
+    "open_run": ActivityPolicy(start_to_close_s=3_600, heartbeat_s=30, longest_retry_s=300, waits_for_cancel=True),
     # A canceled submit may have created its batch: what it did has to be known before anything is closed.
     "submit": ActivityPolicy(start_to_close_s=1_800, heartbeat_s=30, longest_retry_s=300, waits_for_cancel=True),
     "find_candidates": ActivityPolicy(start_to_close_s=1_800),
@@ -134,6 +134,13 @@ def to_failure(error: ClaudeBatchError, *, least_retry_s: float | None = None) -
         non_retryable=not retryable,
         next_retry_delay=timedelta(seconds=max(pauses_s)) if retryable and pauses_s else None,
     )
+
+
+def is_final(error: Exception) -> bool:
+    """Tell whether an error ends an activity for good."""
+    if isinstance(error, ClaudeBatchError):
+        return bool(to_failure(error).non_retryable)
+    return type(error).__name__ in NON_RETRYABLE_TYPES
 
 
 def not_yet(kind: str, text: str, retry_s: float) -> ApplicationError:

@@ -15,6 +15,7 @@ from claude_batch_dagster.core.request import parse_custom_id, short_name
 from claude_batch_dagster.core.response import PriceUsage
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, raise_line
 from claude_batch_dagster.core.submission import Accepted, Closed, Record
+from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.keys import Keys, pack_keys
 from claude_batch_dagster.storage.plans import (
     batch_ids,
@@ -27,7 +28,6 @@ from claude_batch_dagster.storage.plans import (
     write_round,
 )
 from claude_batch_dagster.storage.recovered import list_unstored_strays
-from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.staging import ShardStager
 from temporal_worker.further import InvalidBefore, ModelLimits
 from temporal_worker.root import OpenRoot, check_endpoint

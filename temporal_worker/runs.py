@@ -1,7 +1,7 @@
 """What is done to a run as a whole: open it, close shards that are not bought, open the next round, finish. PROTOCOL, "A run"."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -21,7 +21,6 @@ from claude_batch_dagster.core.contract import (
     RunReport,
 )
 from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, RunError, SpendLimitError
-from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.response import PriceUsage
 from claude_batch_dagster.core.submission import (
@@ -37,7 +36,8 @@ from claude_batch_dagster.core.submission import (
     Unknown,
     next_step,
 )
-from claude_batch_dagster.storage.keys import Keys, read_owned_keys
+from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.keys import read_owned_keys
 from claude_batch_dagster.storage.plans import (
     append_submission,
     batch_ids,
@@ -51,7 +51,6 @@ from claude_batch_dagster.storage.plans import (
     read_task,
     write_done,
 )
-from claude_batch_dagster.storage.responses import Answers
 from claude_batch_dagster.storage.store import Store
 from temporal_worker.capabilities import find_mismatch
 from temporal_worker.preflight import Preflights
@@ -251,22 +250,19 @@ def _count_rows(root: OpenRoot, batch_ids: Collection[str]) -> dict[str, int]:
     """Count what became of the run's requests in its own batches; what an earlier run answered is not its doing."""
     entry: LogEntry = root.entry
     rows: dict[str, int] = {}
+    answers: dict[str, Answers] = {}
     for task_key, keys in read_owned_keys(root.store, entry.run_id):
-        answers = Answers(root.store, root.record.endpoint, task_key, batch_ids=batch_ids)
-        for chunk in _chunks(keys):
-            for outcome, _ in answers.outcomes(chunk):
-                name = outcome or Outcome.PENDING
-                rows[name] = rows.get(name, 0) + 1
+        if task_key not in answers:
+            answers[task_key] = Answers(root.store, root.record.endpoint, task_key, batch_ids=batch_ids)
+        for outcome, requests in answers[task_key].count_outcomes(keys).items():
+            if requests:
+                rows[outcome] = rows.get(outcome, 0) + requests
     if sum(rows.values()) != entry.keys.count:
         raise RunError(
             f"Batch run {entry.label} cannot finish: its plan owns {entry.keys.count:,} requests, {sum(rows.values()):,} were counted. "
             "Nothing is lost. This is a bug in claude-batch-dagster, please report it."
         )
     return rows
-
-
-def _chunks(keys: Keys) -> Iterator[Keys]:
-    return (keys[start : start + CHUNK_REQUESTS] for start in range(0, len(keys), CHUNK_REQUESTS))
 
 
 def _to_report(done: DoneRecord) -> RunReport:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from claude_batch_dagster.core.contract import AdoptInput, Candidates, DoubtInput, Submitted
+from claude_batch_dagster.core.contract import Candidates, DoubtInput, Submitted
+from claude_batch_dagster.core.errand_contract import AdoptInput
 from claude_batch_dagster.core.errors import RefusedError, RunError
 from claude_batch_dagster.core.response import iter_result_lines, read_result_line
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id

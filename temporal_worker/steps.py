@@ -20,12 +20,14 @@ with workflow.unsafe.imports_passed_through():
         RoundInput,
         RunInput,
         RunReport,
+        RunState,
         ShardInput,
         Stray,
         Submitted,
     )
     from claude_batch_dagster.core.submission import CloseReason, Mode
     from temporal_worker.activities import BatchActivities
+    from temporal_worker.notes import count_batches
     from temporal_worker.policies import activity_options
 
 
@@ -36,19 +38,20 @@ class Steps:
         self._root = run.root
         self._number = run.number
         self._run_id = run.run_id
-        self.round = 1
-        self.shards = 0
+        state = run.state or RunState()
+        self.round = state.round
+        self.shards = state.shards
 
     def name(self, shard: int) -> str:
         """Return what people call a shard of the round; shards count from 0, as `claude-batch answer` does."""
         return f"shard {shard}" + (f" of {self.shards}" if self.shards > 1 else "") + (f" in round {self.round}" if self.round > 1 else "")
 
     async def open(self, mode: Mode) -> OpenedRun:
-        """Read where the run stands, and whether anything may be sent."""
+        """Read where the run stands and whether anything may be sent; submit the first shard."""
         return await workflow.execute_activity_method(
             BatchActivities.open_run,
             OpenInput(root=self._root, number=self._number, run_id=self._run_id, mode=mode),
-            summary=f"open batch run r{self._number}",
+            summary=f"open batch run r{self._number}" + (" and submit its first shard" if mode is Mode.RUN else ""),
             **activity_options("open_run"),
         )
 
@@ -126,12 +129,12 @@ class Steps:
             **activity_options("close_shards"),
         )
 
-    async def open_round(self, number: int, *, empty: bool) -> OpenedRound:
-        """Open the next round, or the empty one that ends the run."""
+    async def open_round(self, number: int, *, empty: bool, outcome: str, error: str | None) -> OpenedRound:
+        """Open the next round, or the empty one that ends the run: then `done` is written too, unless strays are to be waited for."""
         return await workflow.execute_activity_method(
             BatchActivities.open_round,
-            RoundInput(root=self._root, number=self._number, run_id=self._run_id, round=number, empty=empty),
-            summary=f"open round {number}",
+            RoundInput(root=self._root, number=self._number, run_id=self._run_id, round=number, empty=empty, outcome=outcome, error=error),
+            summary=f"open round {number}, or finish batch run r{self._number} as {outcome}",
             **activity_options("open_round"),
         )
 
@@ -148,8 +151,3 @@ class Steps:
         return DoubtInput(
             root=self._root, number=self._number, run_id=self._run_id, round=self.round, shard=shard, slot=slot, candidates=candidates
         )
-
-
-def count_batches(count: int) -> str:
-    """Return a number of batches in words."""
-    return f"{count:,} batch" if count == 1 else f"{count:,} batches"

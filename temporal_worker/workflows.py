@@ -12,6 +12,7 @@ may be killed, repeated or run twice.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,8 +25,8 @@ with workflow.unsafe.imports_passed_through():
         PROGRESS_QUERY,
         WORKFLOW_TYPE,
         Doubt,
+        Failed,
         LiveShard,
-        OpenedRun,
         ParkedShard,
         Progress,
         RunInput,
@@ -34,13 +35,14 @@ with workflow.unsafe.imports_passed_through():
         Submitted,
     )
     from claude_batch_dagster.core.submission import CloseReason, Mode
+    from temporal_worker import notes
     from temporal_worker.policies import MENDED_BY_PEOPLE, find_kind, tell_cause
-    from temporal_worker.steps import Steps, count_batches
+    from temporal_worker.steps import Steps
 
 T = TypeVar("T")
 
-MOST_IN_FLIGHT = 200
-"""More activities at once would not fit a workflow task."""
+MOST_IN_FLIGHT = 1_000
+"""More activities at once would not fit a workflow task, whose messages end at 4 MB: each is about 1 kB."""
 FIRST_LOOK_AGAIN_S = 15.0
 LONGEST_LOOK_AGAIN_S = 3_600.0
 
@@ -55,8 +57,6 @@ class BatchRunWorkflow:
         self._run = run
         self._opened = run.state is not None
         self._steps = Steps(run)
-        self._steps.round = state.round
-        self._steps.shards = state.shards
         self._next_shard = state.next_shard
         self._live = {live.shard: live.batch_id for live in state.live}
         self._parked: dict[int | str, ParkedShard] = {parked.shard: parked for parked in state.parked if parked.shard not in self._live}
@@ -66,6 +66,9 @@ class BatchRunWorkflow:
         self._counts = state.counts
         self._failure = state.failure
         self._max_in_flight = state.max_in_flight_batches
+        self._opening: asyncio.Task[Submitted | None] | None = None
+        self._first: Submitted | None = None
+        self._report: RunReport | None = None
         self._tasks: dict[int | str, asyncio.Task[None]] = {}
         self._submitting: set[int] = set()
         self._settling: set[int] = set()
@@ -76,7 +79,7 @@ class BatchRunWorkflow:
         self._canceling = False
         self._moved = False
         self._look_again_s = FIRST_LOOK_AGAIN_S
-        self._note = "opening the run"
+        self._note = notes.OPENING if run.mode is Mode.DRAIN else notes.OPENING_AND_SENDING
 
     @workflow.run
     async def run(self, run: RunInput) -> RunReport:
@@ -90,7 +93,12 @@ class BatchRunWorkflow:
                     raise
                 # What cannot be finished has a reason that came before.
                 raise ApplicationError(f"{self._failure} {tell_cause(error)}", type="RunError", non_retryable=True) from error
-        await _finish_whatever_comes(self._settle_canceled())
+        settling = asyncio.create_task(self._settle_canceled())
+        while not settling.done():
+            # It runs to its end though the workflow is canceled again meanwhile.
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(settling)
+        settling.result()
         raise asyncio.CancelledError
 
     @workflow.query(name=PROGRESS_QUERY)
@@ -125,26 +133,41 @@ class BatchRunWorkflow:
 
     async def _carry_out(self) -> RunReport:
         if not self._opened:
-            opened = await self._open(self._run.mode)
-            if opened.report is not None:
-                return opened.report
-        while not self._is_over():
+            self._opening = asyncio.create_task(self._open(self._run.mode))
+            # A cancel request must not end it: it may be sending.
+            self._first = await asyncio.shield(self._opening)
+            if self._first is not None and self._first.failed is not None:
+                self._take_told(0, self._first.failed)
+                self._first, self._next_shard = None, 1
+        return await self._work()
+
+    async def _work(self) -> RunReport:
+        """Work one round after another, and finish."""
+        while self._report is None and (self._steps.round == 1 or self._steps.shards):
             await self._work_round()
             await self._open_next_round()
-        await self._keep_strays()
-        return await self._finish("finished" if self._failure is None else "failed")
+        if self._report is None:
+            await self._keep_strays()
+            self._note = "finishing the run"
+            self._report = await self._insist(lambda: self._steps.finish(self._outcome, self._failure))
+        self._note = f"the run is {self._report.outcome}"
+        self._show_details()
+        return self._report
 
-    def _is_over(self) -> bool:
-        return self._steps.round > 1 and self._steps.shards == 0
+    @property
+    def _outcome(self) -> str:
+        return "canceled" if self._canceling else "finished" if self._failure is None else "failed"
 
-    async def _open(self, mode: Mode) -> OpenedRun:
+    async def _open(self, mode: Mode) -> Submitted | None:
+        """Learn where the run stands; return what became of its first shard's submit, None where that was not tried."""
         opened = await self._steps.open(mode)
         self._opened = True
+        self._report = opened.report
         self._steps.round = opened.round
         self._steps.shards = opened.shards
         self._max_in_flight = max(1, min(opened.max_in_flight_batches, MOST_IN_FLIGHT))
         self._failure = opened.failure
-        return opened
+        return opened.first
 
     async def _work_round(self) -> None:
         """Take every shard of the round to its end."""
@@ -201,6 +224,9 @@ class BatchRunWorkflow:
 
     async def _submit(self, shard: int) -> Submitted | None:
         """Return what became of a submit, None where it was canceled, paused or refused: then nothing was sent."""
+        first, self._first = self._first, None
+        if first is not None:
+            return first
         self._submitting.add(shard)
         try:
             return await self._steps.submit(shard, Mode.RUN if self._buys else Mode.DRAIN)
@@ -255,17 +281,18 @@ class BatchRunWorkflow:
 
     def _take_failure(self, work: int | str, error: BaseException) -> None:
         """Park what people have to mend; else send nothing more: submits under way are called off, live batches are seen through."""
-        if is_cancelled_exception(error):
-            return
-        text = tell_cause(error)
-        if find_kind(error) in MENDED_BY_PEOPLE:
+        if not is_cancelled_exception(error):
+            self._take_told(work, Failed(kind=find_kind(error) or "", text=tell_cause(error)))
+
+    def _take_told(self, work: int | str, failed: Failed) -> None:
+        if failed.kind in MENDED_BY_PEOPLE:
             shard = self._strays[work].shard if isinstance(work, str) else work
-            self._parked[work] = ParkedShard(shard=shard, question=self._ask_to_mend(text))
+            self._parked[work] = ParkedShard(shard=shard, question=self._ask_to_mend(failed.text))
             self._paused = True
         elif self._failure is not None or self._canceling:
-            workflow.logger.warning("%s", text)
+            workflow.logger.warning("%s", failed.text)
         else:
-            self._failure = text
+            self._failure = failed.text
             for shard in self._submitting:
                 self._tasks[shard].cancel()
 
@@ -339,7 +366,10 @@ class BatchRunWorkflow:
     async def _open_next_round(self) -> None:
         number = self._steps.round + 1
         self._note = f"opening round {number}"
-        opened = await self._insist(lambda: self._steps.open_round(number, empty=not self._buys))
+        opened = await self._insist(
+            lambda: self._steps.open_round(number, empty=not self._buys, outcome=self._outcome, error=self._failure)
+        )
+        self._report = opened.report
         self._steps.round = number
         self._steps.shards = opened.shards
         self._strays = {stray.batch_id: stray for stray in opened.strays}
@@ -348,17 +378,15 @@ class BatchRunWorkflow:
         self._parked = {}
         self._rest_closed = False
 
-    async def _finish(self, outcome: str) -> RunReport:
-        self._note = "finishing the run"
-        report = await self._insist(lambda: self._steps.finish(outcome, self._failure))
-        self._note = f"the run is {outcome}"
-        self._show_details()
-        return report
-
     async def _settle_canceled(self) -> None:
         """Cancel what lives at the vendor, collect what it answered, close the rest, finish."""
         self._canceling = True
         self._say_note()
+        self._first = None
+        if self._opening is not None:
+            # Whatever came of its submit shows in the records.
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
@@ -366,14 +394,10 @@ class BatchRunWorkflow:
             self._reap()
         # What is parked shows in the records, and so does a shard that was just being looked at.
         self._parked, self._question, self._paused = {}, None, False
-        if not self._opened and (await self._open(Mode.DRAIN)).report is not None:
-            return
-        while not self._is_over():
-            await self._cancel_at_vendor(list(self._live.values()))
-            await self._work_round()
-            await self._open_next_round()
-        await self._keep_strays()
-        await self._finish("canceled")
+        if not self._opened:
+            await self._open(Mode.DRAIN)
+        await self._cancel_at_vendor(list(self._live.values()))
+        await self._work()
 
     async def _cancel_at_vendor(self, batch_ids: Sequence[str]) -> None:
         if not batch_ids:
@@ -412,35 +436,15 @@ class BatchRunWorkflow:
         )
 
     def _say_note(self) -> None:
-        if self._canceling and not (self._parked or self._question):
-            self._note = "canceling: batches are stopped, what they answered is kept"
-        elif self._failure is not None:
-            self._note = "nothing more is sent, what was sent is collected"
-        elif self._parked or self._question:
-            self._note = "waiting for a person"
-        elif self._run.mode is Mode.DRAIN:
-            self._note = "settling what is open, buying nothing"
-        elif self._settling:
-            self._note = "finding out whether a batch was created: its reply got lost"
-        else:
-            self._note = f"{count_batches(len(self._live))} in progress, usually under 1 h, at most 24 h"
+        self._note = notes.tell_note(
+            live=len(self._live),
+            canceling=self._canceling,
+            failed=self._failure is not None,
+            asks=bool(self._parked or self._question),
+            drains=self._run.mode is Mode.DRAIN,
+            settles=bool(self._settling),
+        )
         self._show_details()
 
     def _show_details(self) -> None:
-        lines = [f"**{self._collected}/{max(self._submitted, self._collected)}** batches ended · round {self._steps.round} · {self._note}"]
-        # Markdown takes a list only after an empty line.
-        lines += ["", *(f"- {name}: {count:,}" for name, count in sorted(self._counts.by_outcome.items()))]
-        lines += [f"\n**Failed**: {self._failure}"] if self._failure else []
-        lines += [f"\n**Question**: {question}" for question in self.progress().questions]
-        workflow.set_current_details("\n".join(lines))
-
-
-async def _finish_whatever_comes(work: Coroutine[object, object, None]) -> None:
-    """Run to the end though the workflow is canceled again meanwhile."""
-    task = asyncio.create_task(work)
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            continue
-    task.result()
+        workflow.set_current_details(notes.tell_details(self.progress(), self._failure))

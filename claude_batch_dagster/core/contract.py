@@ -12,10 +12,6 @@ WORKFLOW_TYPE = "BatchRunWorkflow"
 PROGRESS_QUERY = "progress"
 DEFAULT_TASK_QUEUE = "claude-batch"
 WORKFLOW_ID_PREFIX = "claude-batch/"
-DOCTOR_WORKFLOW_TYPE = "DoctorWorkflow"
-DOCTOR_ID_PREFIX = "claude-batch-doctor/"
-ADOPT_WORKFLOW_TYPE = "AdoptWorkflow"
-ADOPT_ID_PREFIX = "claude-batch-adopt/"
 LOOK_AGAIN_SIGNAL = "look_again"
 """A person answered: what is parked or paused is looked at again at once."""
 
@@ -198,25 +194,6 @@ class OpenInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedRun:
-    """Result of `open_run`.
-
-    Attributes:
-        report: Set where `done/{n}.json` exists already: there is nothing to do.
-        round: The round to work on: the last one that has a record.
-        shards: How many shards that round has.
-        max_in_flight_batches: How many shards may be submitted and not collected at once.
-        failure: Set where nothing may be sent (the key is refused, a model is unknown): the run finishes as failed.
-    """
-
-    report: RunReport | None = None
-    round: int = 1
-    shards: int = 0
-    max_in_flight_batches: int = 1
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInput:
     """Input of `submit`: one shard of one round."""
 
@@ -242,6 +219,19 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A failure for good, as an activity tells it that did something else as well.
+
+    Attributes:
+        kind: Name of the error's class.
+        text: Its message.
+    """
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
     """Result of `submit` and of `settle`: one of them is set.
 
@@ -252,6 +242,7 @@ class Submitted:
         doubt: What has to be settled first.
         again: The shard's records tell now: submit it again.
         candidates: Batches that may still be the shard's, the others are not: settle it with these.
+        failed: What stopped the submit of a run's first shard; other submits fail.
     """
 
     batch_id: str | None = None
@@ -260,6 +251,28 @@ class Submitted:
     doubt: Doubt | None = None
     again: bool = False
     candidates: tuple[str, ...] = ()
+    failed: Failed | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRun:
+    """Result of `open_run`.
+
+    Attributes:
+        report: Set where `done/{n}.json` exists already: there is nothing to do.
+        round: The round to work on: the last one that has a record.
+        shards: How many shards that round has.
+        max_in_flight_batches: How many shards may be submitted and not collected at once.
+        failure: Set where nothing may be sent (the key is refused, a model is unknown): the run finishes as failed.
+        first: What became of the submit of the round's first shard, where it was tried.
+    """
+
+    report: RunReport | None = None
+    round: int = 1
+    shards: int = 0
+    max_in_flight_batches: int = 1
+    failure: str | None = None
+    first: Submitted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,18 +299,6 @@ class Candidates:
 
     batch_ids: tuple[str, ...] = ()
     question: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdoptInput:
-    """Input of the adopting workflow and of its activity: a person says that this batch is the shard's."""
-
-    root: str
-    number: int
-    run_id: str
-    round: int
-    shard: int
-    batch_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,6 +361,8 @@ class RoundInput:
     Attributes:
         round: The round to open, from 2.
         empty: Open it empty whatever could be asked again: the run ends.
+        outcome: As what the run is finished where nothing is left to do: finished | canceled | failed.
+        error: Why, where it failed.
     """
 
     root: str
@@ -367,6 +370,8 @@ class RoundInput:
     run_id: str
     round: int
     empty: bool = False
+    outcome: str = "finished"
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,10 +380,12 @@ class OpenedRound:
 
     Attributes:
         strays: Of the run, not collected yet.
+        report: Set where nothing was left to do: the run is finished.
     """
 
     shards: int = 0
     strays: tuple[Stray, ...] = ()
+    report: RunReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,29 +427,3 @@ class Finding:
     status: Health
     detail: str
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoctorInput:
-    """Input of the doctor's workflow and of its activity.
-
-    Attributes:
-        root: URI of the root.
-        models: Models to ask the vendor for.
-        endpoint: Where the client's work would go, None where it does not know.
-        token: Path, below the root, of an object that the client wrote: a worker that does not see it works on another folder. None
-            where the client could not write one.
-    """
-
-    root: str
-    models: tuple[str, ...] = ()
-    endpoint: str | None = None
-    token: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoctorReport:
-    """Result of the doctor's workflow: what one worker found, and its versions by name of the distribution."""
-
-    findings: tuple[Finding, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)

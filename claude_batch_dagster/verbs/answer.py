@@ -11,15 +11,8 @@ from enum import StrEnum
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.service import RPCError, RPCStatusCode
 
-from claude_batch_dagster.core.contract import (
-    ADOPT_ID_PREFIX,
-    ADOPT_WORKFLOW_TYPE,
-    LOOK_AGAIN_SIGNAL,
-    PROGRESS_QUERY,
-    AdoptInput,
-    Progress,
-    workflow_id,
-)
+from claude_batch_dagster.core.contract import LOOK_AGAIN_SIGNAL, PROGRESS_QUERY, Progress, workflow_id
+from claude_batch_dagster.core.errand_contract import ADOPT_ID_PREFIX, ADOPT_WORKFLOW_TYPE, AdoptInput
 from claude_batch_dagster.core.errors import RunError, TemporalUnavailableError, UsageError
 from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAsk, How, Mode, NotAccepted, Record, Unknown, next_step

@@ -22,14 +22,8 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import TimeoutError as TimeoutFailure
 from temporalio.service import RPCError, RPCStatusCode
 
-from claude_batch_dagster.core.contract import (
-    DOCTOR_ID_PREFIX,
-    DOCTOR_WORKFLOW_TYPE,
-    DoctorInput,
-    DoctorReport,
-    Finding,
-    Health,
-)
+from claude_batch_dagster.core.contract import Finding, Health
+from claude_batch_dagster.core.errand_contract import DOCTOR_ID_PREFIX, DOCTOR_WORKFLOW_TYPE, DoctorInput, DoctorReport
 from claude_batch_dagster.core.errors import ClaudeBatchError, CredentialsError, RootError, TransientError
 from claude_batch_dagster.core.records import RootRecord
 from claude_batch_dagster.storage.plans import read_root

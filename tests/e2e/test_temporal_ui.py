@@ -11,7 +11,7 @@ def test_the_workflow_page_says_what_the_run_did(page: Page, dev: Dev, everythin
         page.locator(WORKFLOW_LINK).first.click()
     workflow = opened.value
     expect(workflow.get_by_text("Completed", exact=True).first).to_be_visible()
-    for summary in ("open batch run r1", "submit shard 0", "finish batch run r1 as finished"):
+    for summary in ("open batch run r1", "and submit its first shard", "finish batch run r1 as finished"):
         expect(workflow.get_by_text(summary).first).to_be_visible()
     screenshots.take(workflow, "workflow")
     workflow.get_by_role("link", name="User Metadata").or_(workflow.get_by_role("tab", name="User Metadata")).first.click()

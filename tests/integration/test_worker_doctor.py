@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from temporalio.client import Client
 
-from claude_batch_dagster.core.contract import DOCTOR_ID_PREFIX, Finding, Health
+from claude_batch_dagster.core.contract import Finding, Health
+from claude_batch_dagster.core.errand_contract import DOCTOR_ID_PREFIX
 from claude_batch_dagster.core.records import RootRecord
 from claude_batch_dagster.storage.plans import pin_root, pin_workspace
 from claude_batch_dagster.verbs import doctor

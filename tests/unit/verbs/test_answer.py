@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from claude_batch_dagster.core.contract import AdoptInput
+from claude_batch_dagster.core.errand_contract import AdoptInput
 from claude_batch_dagster.core.errors import RunError, UsageError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.submission import Accepted, Closed, CloseReason, NotAccepted, Send
