@@ -8,11 +8,14 @@ WORKERS ?= 3
 # Of `make chaos`; without a seed one is drawn, and printed.
 ROUNDS ?= 20
 SEED ?=
+# Of `make bench`: `--full`, or parts of it by name.
+BENCH ?=
+OUT ?=
 
 .DEFAULT_GOAL := help
 # `make -j test` keeps the order in which the suites are named.
 .NOTPARALLEL:
-.PHONY: help setup test lint types imports unit model integration fault chaos docs docs-reference e2e format demo dev clean
+.PHONY: help setup test lint types imports unit model integration fault chaos docs docs-reference e2e bench format demo dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +75,9 @@ docs-reference: $(STAMP) ## write docs/reference.md, docs/api.md and docs/errors
 e2e: $(STAMP) ## Dagster's and Temporal's UIs in a headless Chromium or Chrome
 	$(call suite,-rs)
 
+bench: $(STAMP) ## OUT=figures.json: what it costs, against goals and other ways, a quarter of an hour; no suite, no figure fails it
+	@$(BIN)/python -m bench $(BENCH) $(if $(OUT),--out $(OUT))
+
 format: $(STAMP) ## let ruff sort imports, fix and format
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
@@ -85,4 +91,4 @@ dev: $(STAMP) ## the Dagster UI with everything it needs, until Ctrl-C
 
 clean: ## remove .venv, caches and builds; data and .claude_batch stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
-	find claude_batch_dagster temporal_worker tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bench claude_batch_dagster temporal_worker tests -name __pycache__ -type d -prune -exec rm -rf {} +

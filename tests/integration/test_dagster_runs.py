@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from claude_batch_dagster.storage.output import STATUSES
+from claude_batch_dagster.core.status import STATUSES
 from tests.dagster_house import (
     DAILY,
     DAYS,
