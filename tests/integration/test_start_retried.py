@@ -27,6 +27,7 @@ from tests.stack import SUMMARIZE, Bench, RunningSimulator, texts, until
 
 StartSimulator = Callable[..., RunningSimulator]
 ROWS = 3
+SAME_LOOKS = 20
 
 
 @pytest.fixture
@@ -79,12 +80,18 @@ def remove(connection: Connection) -> None:
 
 
 async def wait_until(client: Client, *, known: bool) -> None:
+    """Wait until the server says the same many times: its caches are refreshed one after the other, and go back and forth meanwhile."""
+    same = 0
+
     async def look() -> bool | None:
+        nonlocal same
         try:
             await client.count_workflows()
+            found: bool | None = True
         except RPCError as error:
-            return (error.status is RPCStatusCode.NOT_FOUND and not known) or None
-        return known or None
+            found = False if error.status is RPCStatusCode.NOT_FOUND else None
+        same = same + 1 if found is known else 0
+        return same >= SAME_LOOKS or None
 
     await until(look)
 
