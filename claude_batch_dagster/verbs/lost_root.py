@@ -18,6 +18,8 @@ from claude_batch_dagster.storage.plans import find_entry
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.connection import Connection
 
+SENDING_ACTIVITIES = frozenset({"open_run", "submit"})
+"""What may be creating a batch while it is under way: opening a run submits its first shard."""
 SHOWN = 3
 LOOK_EVERY_S = 1.0
 DEFAULT_SETTLE_S = 60.0
@@ -106,7 +108,7 @@ def _settle_s(environ: Mapping[str, str]) -> float:
 
 def _is_sending(described: WorkflowExecutionDescription) -> bool:
     return any(
-        pending.activity_type.name == "submit" and pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+        pending.activity_type.name in SENDING_ACTIVITIES and pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
         for pending in described.raw_description.pending_activities
     )
 

@@ -54,7 +54,7 @@ def test_each_request_is_treated_by_its_own_reason(bench: Bench, start_simulator
     refused = sum(reason == "refused" for reason in reasons.values())
     assert rows_by_status(finished) == {"total": ROWS, "succeeded": ROWS - refused, "refused": refused}
     assert [row["id"] for row in command.rows()] == list(range(ROWS))
-    told = next(line for line in worker.lines if "round 2 asks" in line)
+    told = next(line for line in worker.lines if "round 2: " in line and "asked again" in line)
     for reason in set(reasons.values()) - {"answered", "refused"}:
         assert f"{sum(found == reason for found in reasons.values())} {reason}" in told
     # What was paid twice is what max_tokens cut and what broke its schema, and nothing else.
