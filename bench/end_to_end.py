@@ -6,14 +6,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.data import make_source
-from bench.job import BEFORE, BETWEEN, load_prices, make_job, make_request, static_params
+from bench.job import load_prices, make_job, make_request
 from bench.measure import Bench, Context, Facts, Figure, Result, main, memory_mb, process_cpu_s
 from bench.server import run_server
 from bench.stack import run_temporal, run_worker
 from claude_batch_dagster.verbs.connection import Connection
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BODY_REQUESTS = 100_000
 
@@ -50,35 +53,29 @@ def product(options: argparse.Namespace, context: Context) -> Callable[[], Facts
 
 def naive(options: argparse.Namespace, context: Context) -> Callable[[], Facts]:
     """What people write: iterrows, the SDK's create and results, a merge."""
-    import anthropic
-    import pandas as pd
 
-    client = anthropic.Anthropic(api_key="bench", base_url=context["url"], max_retries=0)
-    client.messages.batches.list(limit=1)
-    target = _folder(context) / "out.parquet"
+    def make(part: "pd.DataFrame") -> Iterator[dict[str, Any]]:
+        return (make_request(row) for _, row in part.iterrows())  # type: ignore[arg-type]
 
-    def work() -> Facts:
-        source = pd.read_parquet(context["source"])
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(source), BODY_REQUESTS):
-            requests = []
-            for _, row in source.iloc[start : start + BODY_REQUESTS].iterrows():
-                content = f"{BEFORE}{row['category']}{BETWEEN}{row['text']}"
-                params = {**static_params(), "messages": [{"role": "user", "content": content}]}
-                requests.append({"custom_id": row["id"], "params": params})
-            batch = client.messages.batches.create(requests=requests)  # type: ignore[arg-type]
-            while client.messages.batches.retrieve(batch.id).processing_status != "ended":
-                pass
-            rows += [read_line(line.model_dump()) for line in client.messages.batches.results(batch.id)]
-        source[["id"]].merge(pd.DataFrame(rows), on="id", how="left").to_parquet(target)
-        assert len(rows) == options.rows, len(rows)
-        return None
-
-    return work
+    return _ask(options, context, make, lambda line: line.model_dump())
 
 
 def airflow(options: argparse.Namespace, context: Context) -> Callable[[], Facts]:
     """The calls that Airflow's Anthropic hook makes (create_batch, stream_batch_results), rebuilt; Airflow itself does not run."""
+
+    def make(part: "pd.DataFrame") -> Iterator[dict[str, Any]]:
+        return (make_request({"id": row.id, "category": row.category, "text": row.text}) for row in part.itertuples())
+
+    return _ask(options, context, make, lambda line: line.to_dict())
+
+
+def _ask(
+    options: argparse.Namespace,
+    context: Context,
+    make: Callable[["pd.DataFrame"], Iterator[dict[str, Any]]],
+    read: Callable[[Any], Any],
+) -> Callable[[], Facts]:
+    """Ask with the SDK alone: requests and results as somebody makes and reads them."""
     import anthropic
     import pandas as pd
 
@@ -90,12 +87,10 @@ def airflow(options: argparse.Namespace, context: Context) -> Callable[[], Facts
         source = pd.read_parquet(context["source"])
         rows: list[dict[str, Any]] = []
         for start in range(0, len(source), BODY_REQUESTS):
-            part = source.iloc[start : start + BODY_REQUESTS]
-            requests = [make_request({"id": row.id, "category": row.category, "text": row.text}) for row in part.itertuples()]
-            batch = client.messages.batches.create(requests=requests)  # type: ignore[arg-type]
+            batch = client.messages.batches.create(requests=list(make(source.iloc[start : start + BODY_REQUESTS])))  # type: ignore[arg-type]
             while client.messages.batches.retrieve(batch.id).processing_status != "ended":
                 pass
-            rows += [read_line(line.to_dict()) for line in client.messages.batches.results(batch.id)]
+            rows += [read_line(read(line)) for line in client.messages.batches.results(batch.id)]
         source[["id"]].merge(pd.DataFrame(rows), on="id", how="left").to_parquet(target)
         assert len(rows) == options.rows, len(rows)
         return None

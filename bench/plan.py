@@ -3,7 +3,7 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 
 from bench.data import make_source, source_files
 from bench.job import BEFORE, BETWEEN, MAX_TOKENS, MODEL, SCHEMA, SYSTEM, TASK, load_prices, make_job, make_request, static_params
-from bench.measure import Bench, Context, Facts, Figure, Result, UnavailableError, main
+from bench.measure import Bench, Context, Facts, Figure, Result, main
 from bench.responses import answer_source, link_root
 from claude_batch_dagster import ClaudeTask
-from claude_batch_dagster.core.errors import ClaudeBatchError
 from claude_batch_dagster.verbs.plan import plan_job
 
 BODY_REQUESTS = 100_000
@@ -41,15 +40,20 @@ def product(options: argparse.Namespace, context: Context) -> Callable[[], Facts
 
 def product_callable(options: argparse.Namespace, context: Context) -> Callable[[], Facts]:
     """The product with a prompt that is a function of the row."""
-    more: dict[str, Any] = {"prompt": ask_about, "version": 1, "prompt_columns": ("category", "text")}
-    try:
-        task = ClaudeTask(name="bench", model=MODEL, system=SYSTEM, output=SCHEMA, max_tokens=MAX_TOKENS, **more)
-    except (TypeError, AttributeError, ClaudeBatchError) as error:
-        raise UnavailableError(f"a prompt cannot be a function here ({type(error).__name__})") from error
+    task = ClaudeTask(
+        name="bench",
+        model=MODEL,
+        prompt=ask_about,
+        version=1,
+        prompt_columns=("category", "text"),
+        system=SYSTEM,
+        output=SCHEMA,
+        max_tokens=MAX_TOKENS,
+    )
     return _plan(context, task, options.rows)
 
 
-def ask_about(row: dict[str, Any]) -> str:
+def ask_about(row: Mapping[str, object]) -> str:
     """Return the prompt of a row: the template's text, with logic."""
     return f"{BEFORE}{row['category']}{BETWEEN}{row['text']}" if row["text"] else ""
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from bench.data import FILE_ROWS, make_source, source_files
 from bench.job import make_job
-from bench.measure import Bench, Context, Facts, Figure, Result, UnavailableError, main
-from bench.responses import answer_source, can_maintain, fill_store, link_root, maintain_root
+from bench.measure import Bench, Context, Facts, Figure, Result, main
+from bench.responses import answer_source, fill_store, link_root, maintain_root
 from claude_batch_dagster.verbs.plan import plan_job
 from claude_batch_dagster.verbs.publish import publish_job
 
@@ -36,9 +36,8 @@ def setup(options: argparse.Namespace) -> Iterator[Context]:
         for root in roots.values():
             # A day is published right after its own plan, which keeps its keys.
             plan_job(make_job(day, root))
-        if can_maintain():
-            roots["compacted"] = link_root(roots["daily"], Path(folder) / "compacted")
-            maintain_root(roots["compacted"])
+        roots["compacted"] = link_root(roots["daily"], Path(folder) / "compacted")
+        maintain_root(roots["compacted"])
         yield {"source": str(source), "day": str(day)} | {name: str(root) for name, root in roots.items()}
 
 
@@ -76,8 +75,6 @@ def figures(options: argparse.Namespace, result: Result) -> dict[str, Figure]:
 
 
 def _publish(context: Context, source: str, root: str, rows: int) -> Callable[[], Facts]:
-    if root not in context:
-        raise UnavailableError("this version has no compaction")
     job = make_job(Path(context[source]), Path(context[root]), replace=True)
 
     def work() -> Facts:

@@ -6,8 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from bench.data import CATEGORIES, MOST_CHARS, make_pool, make_source
 from bench.job import ENDPOINT, MAX_TOKENS, MODEL, TASK, make_job
 from bench.measure import made_once
 from claude_batch_dagster.core.response import Response
+from claude_batch_dagster.storage.compaction import maintain_responses
 from claude_batch_dagster.storage.keys import Keys, read_owned_keys
 from claude_batch_dagster.storage.responses import write_responses
 from claude_batch_dagster.storage.store import Store
@@ -68,17 +67,9 @@ def link_root(folder: Path, target: Path) -> Path:
     return target
 
 
-def can_maintain() -> bool:
-    """Tell whether this version indexes and compacts responses."""
-    return find_spec("claude_batch_dagster.storage.compaction") is not None
-
-
-def maintain_root(folder: Path) -> bool:
-    """Index and compact a root's responses as the product does after a run; False where this version does not."""
-    if not can_maintain():
-        return False
-    import_module("claude_batch_dagster.storage.compaction").maintain_responses(Store(str(folder / "root")), ENDPOINT, TASK.task_key)
-    return True
+def maintain_root(folder: Path) -> None:
+    """Index and compact a root's responses as the product does after a run."""
+    maintain_responses(Store(str(folder / "root")), ENDPOINT, TASK.task_key)
 
 
 def _hash_product() -> str:

@@ -216,7 +216,7 @@ class BatchActivities:
         shard = ShardInput(root=run.root, number=run.number, run_id=run.run_id, round=round_number, shard=0, mode=run.mode)
         try:
             return self._submit(shard, report)
-        except Exception as error:
+        except Exception as error:  # of any kind: is_final tells which are for good, the others are raised
             if not is_final(error):
                 raise
             return Submitted(failed=Failed(kind=type(error).__name__, text=str(error)))

@@ -30,7 +30,7 @@ def encode_messages(task_name: str, prompt: PromptFunction, row: Mapping[str, ob
     function = f"the prompt function {name_function(prompt)} of task {task_name!r}"
     try:
         asked = prompt(row)
-    except Exception as error:
+    except Exception as error:  # whatever a user's function raises is told with its name
         raise TaskError(
             f"{function} failed with {type(error).__name__}: {error}. Nothing was sent. Mend it, or have it return None to skip."
         ) from error

@@ -1,7 +1,6 @@
 """temporal_worker/collect.py: which answers are final for later runs, and which their own run would have asked again; over a real store."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,8 +23,9 @@ from claude_batch_dagster.storage.store import Store
 from temporal_worker.collect import Collector
 from temporal_worker.root import OpenRoot
 from temporal_worker.rounds import open_round
-from temporal_worker.vendor import Batch, Model
+from temporal_worker.vendor import Batch
 from tests.stack import stage_plan, texts
+from tests.unit.worker.vendor import Vendor, price
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
@@ -53,33 +53,6 @@ RESULTS = {
     "expired": {"type": "expired"},
     "canceled": {"type": "canceled"},
 }
-
-
-def price(model: str, *, input_tokens: int, output_tokens: int, **_: int) -> int | None:
-    return output_tokens
-
-
-@dataclass
-class Vendor:
-    """What a collector asks the vendor for."""
-
-    lines: list[bytes] = field(default_factory=list)
-    max_tokens: int | None = 64_000
-    failure: Exception | None = None
-    asked: list[str] = field(default_factory=list)
-
-    def find_endpoint(self) -> str:
-        return "simulator"
-
-    def get_model(self, model: str) -> Model | None:
-        self.asked.append(model)
-        if self.failure is not None:
-            raise self.failure
-        return Model(id=model, lifecycle="active", max_tokens=self.max_tokens)
-
-    @contextmanager
-    def stream_results(self, _: str) -> Iterator[Iterator[bytes]]:
-        yield iter([b"\n".join(self.lines)])
 
 
 @dataclass

@@ -24,8 +24,8 @@ from claude_batch_dagster.storage.responses import write_responses
 from claude_batch_dagster.storage.store import Store
 from temporal_worker.root import OpenRoot
 from temporal_worker.rounds import open_round
-from temporal_worker.vendor import Model
 from tests.stack import stage_plan, texts
+from tests.unit.worker.vendor import Vendor, price
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 TASK = ClaudeTask(name="topics", model="claude-haiku-5-5", prompt="{text}", max_tokens=100)
@@ -39,29 +39,6 @@ CANCELED = ("canceled", "canceled: x")
 CUT = ("truncated", "max_tokens: cut")
 FULL = ("truncated", "model_context_window_exceeded: cut")
 INVALID = ("invalid", "schema_violation: / breaks /type")
-
-
-def price(model: str, *, input_tokens: int, output_tokens: int, **_: int) -> int | None:
-    """A nano-USD an output token, and nothing for the input."""
-    return output_tokens
-
-
-@dataclass
-class Vendor:
-    """What a round asks the vendor for."""
-
-    max_tokens: int | None = 64_000
-    failure: Exception | None = None
-    asked: list[str] = field(default_factory=list)
-
-    def find_endpoint(self) -> str:
-        return "simulator"
-
-    def get_model(self, model: str) -> Model | None:
-        self.asked.append(model)
-        if self.failure is not None:
-            raise self.failure
-        return Model(id=model, lifecycle="active", max_tokens=self.max_tokens)
 
 
 @dataclass
