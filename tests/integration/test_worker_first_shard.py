@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from claude_batch_dagster.core.contract import RunReport
 from claude_batch_dagster.verbs.answer import Choice
-from tests.integration.test_worker_settle import answer
+from tests.lost_posts import answer
 from tests.stack import Bench, Driver, RunningSimulator, asked, texts
 
 StartSimulator = Callable[..., RunningSimulator]

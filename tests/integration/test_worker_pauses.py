@@ -13,7 +13,7 @@ from claude_batch_dagster.core.contract import RunReport
 from claude_batch_dagster.core.records import LogEntry
 from claude_batch_dagster.core.submission import NotAccepted
 from claude_batch_dagster.verbs.answer import Choice
-from tests.integration.test_worker_settle import answer
+from tests.lost_posts import answer
 from tests.stack import Bench, Driver, RunningSimulator, asked, texts, until
 
 StartSimulator = Callable[..., RunningSimulator]

@@ -183,6 +183,7 @@ def test_an_upload_that_took_too_long_gets_twice_the_time(bench: Bench, start_si
     simulator = start_simulator()
     entry = bench.stage(texts(2))
     zombie = start_zombie(bench, simulator, entry.run_id, "post.last_byte", send_s=0.1)
+    time.sleep(0.1)
     zombie.popen.send_signal(signal.SIGCONT)
     assert zombie.popen.wait(30) != 0
     bench.start_worker(simulator)
