@@ -41,9 +41,10 @@ types: $(STAMP) ## mypy, strict
 	@echo "== types"
 	@$(BIN)/mypy
 
-imports: $(STAMP) ## who may import whom (import-linter)
+imports: $(STAMP) ## who may import whom (import-linter), and whether every test file can be imported
 	@echo "== imports"
 	@$(BIN)/lint-imports --no-logo
+	@found=$$($(BIN)/python -m pytest -qq --collect-only tests 2>&1) || { echo "$$found"; exit 1; }
 
 # A folder without a test would end pytest with exit code 5.
 define suite
