@@ -191,6 +191,10 @@ def _array(form: Form, walk: _Walk, name: str) -> list[object]:
 
 
 def _categories(options: tuple[str, ...], walk: _Walk, name: str) -> list[str]:
+    if walk.label not in options and not any(label_name(option) in KINDS for option in options):
+        # Topics, which no label speaks of: those that the text names.
+        named = [option for option in options if label_name(option) in walk.reading.words]
+        return named[:3] or [options[walk.roll(name, len(options))]]
     if walk.label is not None and is_benign(walk.label):
         return [option for option in options if option == walk.label]
     hits = [option for option in options if KINDS.get(label_name(option), frozenset()) & walk.reading.words]

@@ -136,6 +136,21 @@ def test_moderation_is_consistent_with_the_text(text, label, categories, order):
     assert list(answer) == names
 
 
+@pytest.mark.parametrize("order", [["sentiment", "topics"], ["topics", "sentiment"]])
+def test_topics_are_those_that_the_text_names_whatever_the_sentiment(order):
+    fields = {
+        "topics": {"type": "array", "items": {"type": "string", "enum": ["picture", "sound", "price"]}},
+        "sentiment": {"type": "string", "enum": ["positive", "negative"]},
+    }
+    schema = {"type": "object", "properties": {name: fields[name] for name in order}, "required": order, "additionalProperties": False}
+    form = compile_schema(schema)
+
+    assert form.answer(read_prompt("", "I love the picture, and the price.", 5)) == {"topics": ["picture", "price"], "sentiment": "positive"}
+    unnamed = form.answer(read_prompt("", "Terrible. It broke.", 5))
+    assert isinstance(unnamed, dict)
+    assert len(unnamed["topics"]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "label"), [("I love it, excellent.", "positive"), ("Terrible. It broke.", "negative"), ("A box.", "neutral")]
 )
