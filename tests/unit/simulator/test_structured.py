@@ -145,7 +145,10 @@ def test_topics_are_those_that_the_text_names_whatever_the_sentiment(order):
     schema = {"type": "object", "properties": {name: fields[name] for name in order}, "required": order, "additionalProperties": False}
     form = compile_schema(schema)
 
-    assert form.answer(read_prompt("", "I love the picture, and the price.", 5)) == {"topics": ["picture", "price"], "sentiment": "positive"}
+    assert form.answer(read_prompt("", "I love the picture, and the price.", 5)) == {
+        "topics": ["picture", "price"],
+        "sentiment": "positive",
+    }
     unnamed = form.answer(read_prompt("", "Terrible. It broke.", 5))
     assert isinstance(unnamed, dict)
     assert len(unnamed["topics"]) == 1
