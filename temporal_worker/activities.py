@@ -189,7 +189,7 @@ class BatchActivities:
         """
         with attempt("opening the next round") as report:
             opened = self._runs.open_round(ask)
-            if opened.shards or opened.strays:
+            if opened.shards or opened.strays or ask.outcome is None:
                 return opened
             report("finishing the run")
             finish = FinishInput(root=ask.root, number=ask.number, run_id=ask.run_id, outcome=ask.outcome, error=ask.error)

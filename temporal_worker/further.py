@@ -47,7 +47,10 @@ class ModelLimits:
 
 
 class InvalidBefore:
-    """Tells which requests of one task have an invalid answer from a run's rounds before this one; reads them when first asked."""
+    """Tells which requests of one task had an invalid answer before this round of a run; reads them when first asked.
+
+    Before the first round: the answer of another run, which granted a further round and did not open it. This one is it.
+    """
 
     def __init__(self, root: OpenRoot, task_key: str, round_number: int) -> None:
         self._root = root
@@ -57,6 +60,8 @@ class InvalidBefore:
 
     def tell(self, keys: Keys) -> Mask:
         """Tell it of each of these keys."""
+        if self._round == 1:
+            return self._tell_of_others(keys)
         if self._earlier is None:
             self._earlier = self._read()
         found = np.zeros(len(keys), np.bool_)
@@ -64,9 +69,21 @@ class InvalidBefore:
             found |= answers.ended_as(keys, Outcome.INVALID)
         return found
 
+    def _tell_of_others(self, keys: Keys) -> Mask:
+        store, run_id = self._root.store, self._root.entry.run_id
+        if self._earlier is None:
+            self._earlier = [Answers(store, self._root.record.endpoint, self._task_key)]
+        (answers,) = self._earlier
+        invalid, granted = answers.ended_as(keys, Outcome.INVALID), ~answers.final(keys)
+        if not invalid.any():
+            return invalid
+        # The own answer, of an attempt before, says what was decided then.
+        own = frozenset(batch_ids(list_submissions(store, run_id)))
+        told_by = answers.fetch(answers.find(keys[invalid]))["batch_id"].to_pylist()
+        invalid[invalid] = [was_granted != (batch_id in own) for was_granted, batch_id in zip(granted[invalid], told_by, strict=True)]
+        return invalid
+
     def _read(self) -> list[Answers]:
-        if self._round == 1:
-            return []
         store, run_id = self._root.store, self._root.entry.run_id
         submissions = list_submissions(store, run_id)
         rounds = [batch_ids({place: records for place, records in submissions.items() if place[0] == n}) for n in range(1, self._round)]

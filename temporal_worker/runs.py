@@ -211,7 +211,10 @@ class Runs:
             check_workspace(root, self.batches.check_key_and_list().workspace_id)
             # What has begun was checked before its first POST, and is not stopped half way by what the vendor changed since.
             return None if begun else self._find_unfit_task(root)
-        except (CredentialsError, RefusedError, SpendLimitError) as error:
+        except (CredentialsError, SpendLimitError) as error:
+            # What was begun is parked by the shard that cannot be sent, with a question.
+            return None if begun else f"Batch run {root.entry.label} was not begun, nothing was sent: {error}"
+        except RefusedError as error:
             what = "was begun before and sends nothing more" if begun else "was not begun, nothing was sent"
             return f"Batch run {root.entry.label} {what}: {error}"
 

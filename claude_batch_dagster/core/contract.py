@@ -361,7 +361,7 @@ class RoundInput:
     Attributes:
         round: The round to open, from 2.
         empty: Open it empty whatever could be asked again: the run ends.
-        outcome: As what the run is finished where nothing is left to do: finished | canceled | failed.
+        outcome: As what the run is finished where nothing is left to do: finished | canceled | failed; None leaves that to `finish`.
         error: Why, where it failed.
     """
 
@@ -370,7 +370,7 @@ class RoundInput:
     run_id: str
     round: int
     empty: bool = False
-    outcome: str = "finished"
+    outcome: str | None = None
     error: str | None = None
 
 

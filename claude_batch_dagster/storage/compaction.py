@@ -41,7 +41,7 @@ from claude_batch_dagster.storage.responses import (
     write_compacted_file,
 )
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.storage.stored import StoredFiles, read_stored_files
+from claude_batch_dagster.storage.stored import StoredFiles, find_version, read_stored_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,20 +201,23 @@ def _first_stamp(stored: StoredFiles, number: int) -> int:
 
 
 def _compact(stored: StoredFiles, known: Sequence[IndexedFile], numbers: tuple[int, ...], scratch: Path) -> _Compacted | None:
-    """Write one compacted file; None where a file changed meanwhile."""
+    """Write one compacted file; None where a file changed meanwhile, or went."""
     store, folder = stored.store, responses_folder(stored.endpoint, stored.task_key)
     stretches = tuple(stretch for number in numbers for stretch in known[number].stretches if stretch.rows)
     file = scratch / "compacted.parquet"
     origin = Origin(stretches=stretches, sources=tuple((known[number].name, known[number].version) for number in numbers))
-    write_compacted_file(file, (rows for number in numbers for rows in _read_rows(stored, number)), origin)
-    if any(store.version(f"{folder}/{known[number].name}") != known[number].version for number in numbers):
+    try:
+        write_compacted_file(file, (rows for number in numbers for rows in _read_rows(stored, number)), origin)
+    except FileNotFoundError:
+        return None
+    if any(find_version(store, f"{folder}/{known[number].name}") != known[number].version for number in numbers):
         return None
     # A name that nobody else gives: what no index names can go, and never comes back.
     name = f"{COMPACTED}{uuid_utils.uuid7()}.parquet"
     store.put_file(f"{folder}/{name}", file)
     described = IndexedFile(
         name=name,
-        version=store.version(f"{folder}/{name}"),
+        version=COMPACTED,
         rows=sum(known[number].rows for number in numbers),
         answered=sum(known[number].answered for number in numbers),
         output_tokens=sum(known[number].output_tokens for number in numbers),
@@ -276,7 +279,7 @@ def _remove_replaced(stored: StoredFiles, now: datetime, limits: Limits) -> None
     since = {file.name: file.since for file in record.replaced}
     for file in stored.replaced:
         # One that was written again meanwhile has rows that no other file has.
-        if now - since[file.name] >= limits.kept_for and store.version(file.path) == file.version:
+        if now - since[file.name] >= limits.kept_for and find_version(store, file.path) == file.version:
             store.delete(file.path)
     index = index_folder(stored.endpoint, stored.task_key)
     found = read_generations(store, index)

@@ -1,7 +1,7 @@
 """What a recovery stages and stores: the wanted keys, what it looked at, and responses of batches that no record knows.
 
 - `recoveries/{recovery_id}/keys-{task_key}.parquet`: the wanted keys. `state.json`: batches looked at, and the count. Gone when it ends.
-- A response file that is there grows at its end and is replaced whole, so that a reader's row numbers stay right.
+- What is harvested of a batch stands in a file of its own, beside the one that its run wrote: no response file is ever written again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +14,16 @@ from uuid import UUID
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import uuid_utils
 
 from claude_batch_dagster.core.records import StrayRecord
 from claude_batch_dagster.core.recovery_contract import Harvest
 from claude_batch_dagster.core.response import Response
 from claude_batch_dagster.storage.keys import KEY_TYPE, Keys, KeySet, keys_from_arrow, keys_to_arrow
 from claude_batch_dagster.storage.plans import find_entry, list_strays, read_root, read_shard
-from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, conform, responses_path, write_response_file, write_responses
+from claude_batch_dagster.storage.responses import responses_path, write_responses
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.storage.stored import Piece, count_rows, find_batches, list_task_keys
+from claude_batch_dagster.storage.stored import ADDED, Piece, count_rows, find_batches, list_task_keys
 
 FOLDER = "recoveries"
 KEYS_SCHEMA = pa.schema([pa.field("request_key", KEY_TYPE)])
@@ -130,27 +131,25 @@ def count_stored(store: Store, pieces: Mapping[str, Sequence[Piece]]) -> int:
 def extend_responses(
     store: Store, *, endpoint: str, task_key: str, batch_id: str, answered_at: datetime, responses: Sequence[Response]
 ) -> None:
-    """Store responses of a batch: in its file, after those that are there. Their round is not known, and written as 1.
+    """Store responses of a batch in a file of their own, beside the batch's others. Their round is not known, and written as 1.
+
+    The batch's own file is never written again: its run could be collecting it, and a compaction could be removing it.
 
     Args:
-        responses: Of one task, none of them in the file; a long sequence may decode them as they are asked for.
+        responses: Of one task, none of them stored; a long sequence may decode them as they are asked for.
     """
     path = responses_path(endpoint, task_key, batch_id)
     with store.scratch() as scratch:
-        fresh = Store(str(scratch))
         write_responses(
-            fresh, endpoint=endpoint, task_key=task_key, batch_id=batch_id, round_number=1, answered_at=answered_at, responses=responses
+            Store(str(scratch)),
+            endpoint=endpoint,
+            task_key=task_key,
+            batch_id=batch_id,
+            round_number=1,
+            answered_at=answered_at,
+            responses=responses,
         )
-        if store.exists(path):
-            _append_file(store, path, scratch / path, scratch / "grown.parquet")
-        else:
-            store.put_file(path, scratch / path)
-
-
-def _append_file(store: Store, path: str, added: Path, grown: Path) -> None:
-    with pq.ParquetFile(store.open(path)) as known, pq.ParquetFile(added) as new:
-        write_response_file(grown, (conform(rows) for part in (known, new) for rows in part.iter_batches(ROW_GROUP_ROWS)))
-    store.put_file(path, grown)
+        store.put_file(f"{path.removesuffix('.parquet')}{ADDED}{uuid_utils.uuid7()}.parquet", scratch / path)
 
 
 def _state_path(recovery_id: str) -> str:

@@ -169,7 +169,7 @@ class Store:
         if self._is_absent:
             raise FileNotFoundError(path)
         with self._reading(path):
-            return _version_of(obstore.head(self._store(), path))
+            return _version_of(obstore.head(self._store(), path), is_local=self.folder is not None)
 
     def list(self, prefix: str) -> "builtins.list[str]":
         """Return the paths of all objects below a folder, sorted."""
@@ -181,7 +181,11 @@ class Store:
         found = []
         if self.folder is None or (self.folder / prefix).is_dir():
             try:
-                found = sorted((entry["path"], _version_of(entry)) for page in obstore.list(self._store(), prefix) for entry in page)
+                found = sorted(
+                    (entry["path"], _version_of(entry, is_local=self.folder is not None))
+                    for page in obstore.list(self._store(), prefix)
+                    for entry in page
+                )
             except (BaseError, OSError) as error:
                 raise self._failed("listed", prefix, error) from error
         reach(f"list:{_kind(prefix)}.after")
@@ -309,8 +313,10 @@ class _ObjectReader(io.RawIOBase):
             return bytes(self._reader.read(None if size < 0 else size))
 
 
-def _version_of(entry: "ObjectMeta") -> str:
-    return f"{entry['e_tag']}-{entry['size']}"
+def _version_of(entry: "ObjectMeta", *, is_local: bool) -> str:
+    # Some stores quote the tag of one object and not of a listed one; of a local file it begins with the inode, which no copy keeps.
+    tag = (entry["e_tag"] or "").strip('"')
+    return f"{tag.partition('-')[2] if is_local else tag}-{entry['size']}"
 
 
 def _kind(path: str) -> str:

@@ -20,6 +20,8 @@ from claude_batch_dagster.storage.responses import COMPACTED, Stretch, read_orig
 from claude_batch_dagster.storage.store import Store, join_uri
 
 LOOKS = 20
+ADDED = "+"
+"""Ends the batch's id in the name of a file that holds more of its responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class StoredFile:
     @property
     def batch_id(self) -> str:
         """Whom a file that is not compacted is named by."""
-        return self.name.removesuffix(".parquet")
+        return self.name.removesuffix(".parquet").partition(ADDED)[0]
 
     @property
     def is_compacted(self) -> bool:
@@ -116,26 +118,31 @@ def read_stored_files(store: Store, endpoint: str, task_key: str, *, lost_too: b
     index, folder = index_folder(endpoint, task_key), responses_folder(endpoint, task_key)
     for _ in range(LOOKS):
         newest = read_newest(store, index)
-        listed = {path.rpartition("/")[2]: version for path, version in store.list_versions(folder) if path.endswith(".parquet")}
+        listed = dict(_name(path, version) for path, version in store.list_versions(folder) if path.endswith(".parquet"))
         if find_generation(store, index) != newest.generation:
             # Files may have been removed since, which only the newer one knows the successors of.
             continue
         record = newest.record
-        covered = {file.name: file.version for file in record.files} if record else {}
+        covered = dict(_name(file.name, file.version) for file in record.files) if record else {}
         lost = tuple(name for name in covered if name not in listed)
         if lost and any(store.exists(f"{folder}/{name}") for name in lost):
             continue
         if lost and not lost_too:
             raise RootError(_explain_lost(store, folder, index, newest, lost))
         # What replaced a file may be among what is lost: then nothing was replaced.
-        replaced = {file.name: file.version for file in record.replaced} if record and not lost else {}
-        seen = listed.items() | covered.items() | replaced.items()
+        replaced = dict(_name(file.name, file.version) for file in record.replaced) if record and not lost else {}
+        # What is lost holds nothing: a compacted file of it is no repetition, but the last copy.
+        seen = listed.items() | ({} if lost else covered).items() | replaced.items()
 
         def find(name: str, version: str, folder: str = folder, covered: dict[str, str] = covered) -> StoredFile:
             return StoredFile(path=f"{folder}/{name}", version=version, is_covered=covered.get(name) == version)
 
         fresh = [find(name, version) for name, version in listed.items() if name not in covered and replaced.get(name) != version]
-        redundant = [file for file in fresh if file.is_compacted and seen.issuperset(read_origin(store, file.path).sources)]
+        redundant = [
+            file
+            for file in fresh
+            if file.is_compacted and seen.issuperset(_name(*source) for source in read_origin(store, file.path).sources)
+        ]
         return StoredFiles(
             store=store,
             endpoint=endpoint,
@@ -149,6 +156,24 @@ def read_stored_files(store: Store, endpoint: str, task_key: str, *, lost_too: b
     raise TransientError(
         f"{join_uri(store.uri, index)} and {join_uri(store.uri, folder)} changed {LOOKS} times while they were listed. Nothing was sent. Run again."
     )
+
+
+def find_version(store: Store, path: str) -> str | None:
+    """Return the version that a response file is known by, None where another client has removed it."""
+    try:
+        return _name(path, store.version(path))[1]
+    except FileNotFoundError:
+        return None
+
+
+def _name(path: str, version: str) -> tuple[str, str]:
+    """Return a file's name and the version that it is known by.
+
+    A compacted one is known by its name, which no other ever has: a copy of the root, whose files have other versions, does not join it
+    a second time.
+    """
+    name = path.rpartition("/")[2]
+    return name, COMPACTED if name.startswith(COMPACTED) else version
 
 
 def list_task_keys(store: Store, endpoint: str) -> list[str]:

@@ -20,7 +20,7 @@ def keep_up_answers(job: Job) -> None:
     for task_key in dict.fromkeys(target.task.task_key for target in job.targets):
         try:
             maintain_responses(store, job.endpoint, task_key)
-        except (RootError, TransientError) as error:
+        except (RootError, TransientError, OSError) as error:
             log.warning("The index of the answers was not brought up to date: %s", error)
 
 

@@ -79,6 +79,25 @@ def test_a_drained_run_leaves_its_next_round_to_the_next_run(
     assert sent(simulator) == [ROWS, failed]
 
 
+def test_answers_that_stay_invalid_are_bought_twice_however_often_the_cap_keeps_the_second_round_away(
+    bench: Bench, start_simulator: StartSimulator, tmp_path: Path
+) -> None:
+    """The second run is the retry that the first one had no money for; the third asks nothing."""
+    simulator = start_simulator("invalid=all", seconds=0.2)
+    bench.start_worker(simulator)
+    command = CommandLine(bench=bench, simulator=simulator, folder=tmp_path / "work")
+    command.write_source()
+    task = ("--task", "summarize", "--column", "text", "--key", "id")
+    planned = command.call("plan", "--source", "source.parquet", "--output", "out", *task, "--json")
+    worst_usd = last_object(planned)["cost_usd"]["worst"]
+
+    runs = [command.run("--max-cost-usd", str(worst_usd * 1.05)) for _ in range(3)]
+
+    assert [last_object(run)["requests"]["asked"] for run in runs] == [ROWS, ROWS, 0]
+    assert sent(simulator) == [ROWS, ROWS]
+    assert rows_by_status(runs[-1]) == {"total": ROWS, "invalid": ROWS}
+
+
 def test_a_canceled_run_leaves_its_next_round_to_the_next_run(bench: Bench, start_simulator: StartSimulator, tmp_path: Path) -> None:
     """The cut answers of its first shard are asked on with twice the room, those of the canceled one as they were."""
     simulator = start_simulator("long-answers=300", "hold=2", seconds=0.3)

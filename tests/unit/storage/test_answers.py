@@ -376,4 +376,5 @@ def test_a_file_from_before_the_column_retryable_is_read_and_extended(tmp_path: 
     extend_responses(
         store, endpoint="simulator", task_key="t", batch_id="b1", answered_at=NOON, responses=[cut(3, max_tokens=100, retryable=False)]
     )
-    assert pq.ParquetFile(store.open(path)).read()["retryable"].to_pylist() == [None, False]
+    assert Answers(store, "simulator", "t").final(pack_keys([key(1), key(2), key(3)])).tolist() == [True, False, True]
+    assert pq.ParquetFile(store.open(path)).read().num_rows == 1

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import pytest
 
 from claude_batch_dagster.fault_points import VARIABLE
 from claude_batch_dagster.storage.answers import Answers
-from claude_batch_dagster.storage.compaction import LIMITS, Limits, maintain_responses
+from claude_batch_dagster.storage.compaction import LIMITS, Limits, forget_lost_responses, maintain_responses
 from claude_batch_dagster.storage.index import read_newest
 from claude_batch_dagster.storage.keys import pack_keys
-from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS
+from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, responses_path
 from claude_batch_dagster.storage.store import Store
 from tests.unit.storage.responses_of import ALWAYS, LONG_AGO, NEVER_JOINED, NOON, answer, key, write
 
@@ -287,3 +288,58 @@ def test_generations_count_up_by_one(store: Store) -> None:
     generations = [int(name[:8]) for name in names(store, FOLDER) if name.endswith(".json")]
     assert all(later == earlier + 1 for earlier, later in pairwise(generations))
     assert generations[-1] == 3
+
+
+def test_a_compacted_file_without_its_index_is_the_last_copy_of_files_that_got_lost(store: Store) -> None:
+    """Killed before its index, it repeats what others hold; with those gone it repeats nothing, and stays."""
+    maintain(store, limits=NEVER_JOINED)
+    write(store, "b4", [answer(12)])
+    killed = start(store, "put:index.before=kill@2")
+    killed.communicate(timeout=30)
+    assert killed.returncode < 0
+    (compacted,) = [name for name in names(store) if name.startswith("compacted-")]
+    for number in range(4):
+        store.delete(responses_path("simulator", "t", f"b{number}"))
+
+    assert len(forget_lost_responses(store, "simulator", "t")) == 4
+
+    for days in (0, 4):
+        maintain(store, days=days)
+        assert compacted in names(store)
+        answers = Answers(store, "simulator", "t")
+        found = answers.fetch(answers.find(pack_keys([key(i) for i in range(13)])))
+        assert found["answer"].to_pylist() == [str(i) for i in range(13)]
+
+
+@pytest.mark.parametrize("days", [0, 3])
+def test_a_file_that_another_client_removes_meanwhile_is_no_error(store: Store, monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    """While files are joined, or removed long after."""
+    if days:
+        maintain(store)
+    versions = Store.version
+
+    def remove_meanwhile(self: Store, path: str) -> str:
+        if path.endswith("b2.parquet"):
+            self.delete(path)
+        return versions(self, path)
+
+    monkeypatch.setattr(Store, "version", remove_meanwhile)
+    maintain(store, days=days)
+    monkeypatch.undo()
+    assert "b2.parquet" not in names(store)
+    if days:
+        check_answers(store)
+
+
+def test_a_copy_of_the_root_joins_no_compacted_file_a_second_time(store: Store, tmp_path: Path) -> None:
+    """A copy's files have other versions. What was joined and not removed yet is read again, a compacted file is known by its name."""
+    maintain(store)
+    for number in range(3):
+        copied = tmp_path.with_name(f"{tmp_path.name}-{number}")
+        shutil.copytree(store.uri, copied, copy_function=shutil.copyfile)
+        store = Store(str(copied))
+        maintain(store)
+        check_answers(store)
+    compacted = [path for path in store.list("responses") if "compacted-" in path]
+    # 12 more with each copy, not twice as many.
+    assert max(pq.read_metadata(store.open(path)).num_rows for path in compacted) == 48

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, read_root, read_round, write_stray
 from claude_batch_dagster.storage.responses import write_responses
 from claude_batch_dagster.storage.store import Store
+from temporal_worker.further import Grants, ModelLimits
 from temporal_worker.root import OpenRoot
 from temporal_worker.rounds import open_round
 from tests.stack import stage_plan, texts
@@ -71,6 +72,8 @@ class Run:
                     error=error,
                     model=None if outcome in ("expired", "errored") else TASK.model,
                     cost_nano_usd=0 if outcome in ("expired", "errored") else 100,
+                    # As who collects the first round marks it.
+                    retryable=outcome == "invalid" and round_number == 1,
                 )
                 for key, (outcome, error) in zip(keys, outcomes, strict=True)
             ],
@@ -161,6 +164,35 @@ def test_an_invalid_answer_is_not_forgotten_behind_another(outcomes: Sequence[tu
         run.end(number, outcome)
         asked = run.open(number + 1)
     assert asked == {}
+
+
+@pytest.mark.parametrize(("by_other", "granted"), [(INVALID, False), (EXPIRED, True), (None, True)])
+def test_an_invalid_answer_of_a_run_that_opened_no_further_round_has_its_retry_now(
+    by_other: tuple[str, str | None] | None, granted: bool, tmp_path: Path
+) -> None:
+    """Else every run would buy it once, where the cap has no room for a second round; a collection that is done again decides the same."""
+    run = start(tmp_path, 1)
+    if by_other is not None:
+        run.answer(1, "of_another_run", run.keys(1), [by_other])
+    record = read_root(run.store)
+    assert record is not None
+    root = OpenRoot(store=run.store, record=record, entry=run.entry)
+    broken = Response(request_key=bytes.fromhex(run.keys(1)[0]), outcome=INVALID[0], error=INVALID[1], model=TASK.model)
+    append_submission(run.store, run.entry.run_id, 1, 0, 0, Accepted(id="b1", created_at=NOON.isoformat()))
+    for _ in range(2):
+        decided = Grants(root, TASK.task_key, 1, ModelLimits(run.vendor)).has(broken)
+        assert decided is granted
+        write_responses(
+            run.store,
+            endpoint="simulator",
+            task_key=TASK.task_key,
+            batch_id="b1",
+            round_number=1,
+            answered_at=NOON + timedelta(hours=2),
+            responses=[replace(broken, retryable=decided)],
+        )
+    append_submission(run.store, run.entry.run_id, 1, 0, 1, Closed(reason=CloseReason.COLLECTED))
+    assert run.open(2) == ({0: 100} if granted else {})
 
 
 def test_rounds_end_at_max_attempts_whatever_the_reason(tmp_path: Path) -> None:
