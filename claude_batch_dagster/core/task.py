@@ -97,6 +97,12 @@ class ClaudeTask:
             raise TaskError(
                 f"Task {self.name!r} has prompt_columns, and a prompt that is a text. Nothing was sent. Leave them out: its slots say them."
             )
+        if isinstance(self.prompt_columns, str):
+            raise TaskError(
+                f"Task {self.name!r} has prompt_columns={self.prompt_columns!r}. Nothing was sent. Write a list: [{self.prompt_columns!r}]."
+            )
+        if self.prompt_columns is not None and not self.prompt_columns:
+            raise TaskError(f"Task {self.name!r} has no prompt_columns. Nothing was sent. Name those that its function reads, or leave them out.")
         for parameter in self.params:
             if parameter in OWN_PARAMETERS:
                 raise TaskError(

@@ -92,3 +92,10 @@ def test_a_version_is_required_and_part_of_what_the_task_is() -> None:
 def test_columns_of_a_text_are_its_slots() -> None:
     with pytest.raises(TaskError, match="its slots say them"):
         make_task("{text}", prompt_columns=["text"])
+
+
+@pytest.mark.parametrize(("columns", "words"), [("text", r"Write a list: \['text'\]"), ([], "Name those that its function reads")])
+def test_columns_that_name_none_are_refused(columns: Any, words: str) -> None:
+    """A text would be read as its letters, and of no column there are no rows."""
+    with pytest.raises(TaskError, match=words):
+        make_task(lambda row: "x", prompt_columns=columns)
