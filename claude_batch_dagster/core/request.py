@@ -28,6 +28,9 @@ _LINE_END = b"}"
 _CUSTOM_ID = re.compile(r"([A-Za-z0-9_-]{1,22})-([0-9a-f]{32})-([0-9a-f]{8})")
 _encode_text = msgspec.json.Encoder().encode
 
+Rest = bytes | memoryview
+"""What follows the head of a row's params, empty for a row that asks nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomId:
@@ -52,12 +55,12 @@ class RenderedRows:
 
     Attributes:
         head: What every row's params begin with.
-        rests: What follows it, a row each; empty for a row that asks nothing.
+        rests: What follows it, a row each.
         keys: 16 bytes a row, zeros for a row that asks nothing.
     """
 
     head: bytes
-    rests: list[bytes]
+    rests: Sequence[Rest]
     keys: bytes
 
 
@@ -120,13 +123,17 @@ class Renderer:
             )
         self._task = task
         head = msgspec.json.encode(task.static_params(), order="sorted")[:-1] + b',"messages":'
-        self._tails: list[bytes] = []
+        self.between: tuple[bytes, ...] = ()
+        """What stands between the slots of a template, as UTF-8."""
+        self.tail = b""
+        """What follows the last slot of a template in every row's params."""
         if isinstance(task.prompt, str):
             template = parse_template(task.prompt, columns if task.column is None else [PRESET_SLOT])
             names = template.columns if task.column is None else (task.column,) * len(template.columns)
-            first, *literals = [_encode_text(text)[1:-1] for text in template.literals]
-            head += b'[{"content":"' + first
-            self._tails = [*literals[:-1], literals[-1] + b'","role":"user"}]}']
+            first, *between, last = template.literals
+            head += b'[{"content":"' + _encode_text(first)[1:-1]
+            self.between = tuple(text.encode() for text in between)
+            self.tail = _encode_text(last)[1:-1] + b'","role":"user"}]}'
         else:
             names = tuple(columns if task.prompt_columns is None else task.prompt_columns)
         self.columns: tuple[str, ...] = names
@@ -156,6 +163,14 @@ class Renderer:
         """
         prompt = self._task.prompt
         rests = self._fill_slots(columns) if isinstance(prompt, str) else self._call(prompt, columns)
+        return self.key(rests)
+
+    def key(self, rests: Sequence[Rest]) -> RenderedRows:
+        """Return the requests of some rows whose params are made already.
+
+        Args:
+            rests: A row each.
+        """
         return RenderedRows(head=self._head, rests=rests, keys=b"".join(self._hash(rests)))
 
     def _call(self, prompt: PromptFunction, columns: Sequence[Sequence[object]]) -> list[bytes]:
@@ -172,7 +187,8 @@ class Renderer:
         texts = [[value if type(value) is str else render_value(value) for value in column] for column in columns]
         # Twice as fast as msgspec's for long texts, and the same bytes.
         encoded = [[quoted[1:-1] for quoted in map(orjson.dumps, column)] for column in texts]
-        slots = chain.from_iterable(zip(encoded, map(repeat, self._tails), strict=True))
+        tails = [*(_encode_text(text.decode())[1:-1] for text in self.between), self.tail]
+        slots = chain.from_iterable(zip(encoded, map(repeat, tails), strict=True))
         rests = list(map(b"".join, zip(*slots)))  # noqa: B905 - the tails repeat for ever
         # One column without a blank text is enough, and soon seen.
         if not any(all(text and not text.isspace() for text in column) for column in texts):
@@ -181,7 +197,7 @@ class Renderer:
                     rests[at] = b""
         return rests
 
-    def _hash(self, rests: Sequence[bytes]) -> Iterator[bytes]:
+    def _hash(self, rests: Sequence[Rest]) -> Iterator[bytes]:
         begin, nothing = self._head_hash.copy, bytes(KEY_BYTES)
         for rest in rests:
             if rest:
@@ -209,7 +225,7 @@ class LineFrame:
         """The bytes of an encoded request that are not the rest of its params."""
         return len(self._before) + 2 * KEY_BYTES + len(self._after("0" * TAG_LENGTH)) + len(_LINE_END)
 
-    def join(self, tag: str, keys: Sequence[bytes], rests: Sequence[bytes]) -> bytes:
+    def join(self, tag: str, keys: Sequence[bytes], rests: Sequence[Rest]) -> bytes:
         """Return requests as they stand in a POST body, separators between them.
 
         Args:
@@ -217,7 +233,7 @@ class LineFrame:
             keys: At least one request key, 32 hex digits each.
             rests: What follows the head of their params.
         """
-        parts = [_LINE_END + SEPARATOR + self._before, b"", self._after(tag), b""] * len(rests)
+        parts: list[Rest] = [_LINE_END + SEPARATOR + self._before, b"", self._after(tag), b""] * len(rests)
         # By strides: a loop over the requests would cost more than all copying.
         parts[1::4], parts[3::4] = keys, rests
         parts[:1] = [self._before]

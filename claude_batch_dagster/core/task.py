@@ -102,7 +102,9 @@ class ClaudeTask:
                 f"Task {self.name!r} has prompt_columns={self.prompt_columns!r}. Nothing was sent. Write a list: [{self.prompt_columns!r}]."
             )
         if self.prompt_columns is not None and not self.prompt_columns:
-            raise TaskError(f"Task {self.name!r} has no prompt_columns. Nothing was sent. Name those that its function reads, or leave them out.")
+            raise TaskError(
+                f"Task {self.name!r} has no prompt_columns. Nothing was sent. Name those that its function reads, or leave them out."
+            )
         for parameter in self.params:
             if parameter in OWN_PARAMETERS:
                 raise TaskError(

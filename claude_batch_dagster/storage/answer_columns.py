@@ -10,9 +10,11 @@ from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from claude_batch_dagster.core.schema import Field, FieldType
+from claude_batch_dagster.storage.arrays import to_arrow, truths_to_arrow, values_to_arrow
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _ARROW = {
@@ -169,7 +171,7 @@ def _to_arrow(values: list[Any], field: Field, inner: _Shape | None) -> pa.Array
     match field.type:
         case FieldType.JSON:
             texts = [None if value is None else msgspec.json.encode(value, order="sorted").decode() for value in values]
-            return pa.array(texts, kind)
+            return values_to_arrow(texts, kind)
         case FieldType.STRUCT:
             assert inner is not None, "a struct has a shape"
             none = inner.make({})
@@ -181,14 +183,14 @@ def _to_arrow(values: list[Any], field: Field, inner: _Shape | None) -> pa.Array
                 items += value or ()
                 starts.append(len(items))
             return pa.ListArray.from_arrays(
-                pa.array(starts, pa.int32()), _to_arrow(items, _item(field), inner), type=kind, mask=_are_absent(values)
+                to_arrow(np.array(starts, np.int32), pa.int32()), _to_arrow(items, _item(field), inner), type=kind, mask=_are_absent(values)
             )
         case _:
-            return pa.array(values, kind)
+            return values_to_arrow(values, kind)
 
 
 def _are_absent(values: Sequence[object]) -> pa.Array:
-    return pa.array([value is None for value in values], pa.bool_())
+    return truths_to_arrow(np.array([value is None for value in values], np.bool_))
 
 
 def _item(field: Field) -> Field:

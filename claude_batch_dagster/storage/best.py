@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from claude_batch_dagster.core.errors import RootError
 from claude_batch_dagster.core.outcome import Outcome
+from claude_batch_dagster.storage.arrays import to_numpy
 from claude_batch_dagster.storage.entries import Entries, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
 from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, write_columns
 from claude_batch_dagster.storage.keys import KeySet, Mask
@@ -134,7 +135,7 @@ class _Loading:
             paths = [file.path for file in self._stored.files]
             located = Located(file=file[equal], row=row[equal])
             found = ResponseReader(self._stored.store, paths).read(located, ["answered_at", "round"])
-            ranks = rank_responses(code[equal], found["answered_at"].cast(pa.int64()).to_numpy(), found["round"].to_numpy())
+            ranks = rank_responses(code[equal], to_numpy(found["answered_at"].cast(pa.int64())), to_numpy(found["round"]))
             batches = self._batches_at(located)
             better[equal] = (fresh.rank[equal] > ranks) | ((fresh.rank[equal] == ranks) & (fresh.batch[equal] > batches))
         return better

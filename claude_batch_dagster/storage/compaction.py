@@ -33,10 +33,9 @@ from claude_batch_dagster.storage.index import (
 )
 from claude_batch_dagster.storage.responses import (
     COMPACTED,
-    ROW_GROUP_ROWS,
     Origin,
     Stretch,
-    conform,
+    iter_rows,
     responses_folder,
     write_compacted_file,
 )
@@ -228,8 +227,7 @@ def _compact(stored: StoredFiles, known: Sequence[IndexedFile], numbers: tuple[i
 
 def _read_rows(stored: StoredFiles, number: int) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(stored.store.open(stored.files[number].path), pre_buffer=False) as file:
-        for rows in file.iter_batches(ROW_GROUP_ROWS, use_threads=False):
-            yield conform(rows)
+        yield from iter_rows(file)
 
 
 def _renumber(

@@ -46,6 +46,8 @@ class Entries:
 
     def find(self, keys: Keys) -> Places:
         """Return the place of each key, -1 for none."""
+        if not len(self):
+            return np.full(len(keys), -1, np.int64)
         # Probes that go up pass over an array of any size once.
         order = np.argsort(keys[:, 0])
         high, low = keys[order, 0], keys[order, 1]

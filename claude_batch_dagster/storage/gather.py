@@ -14,14 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.arrays import to_arrow, to_numpy
 from claude_batch_dagster.storage.keys import Keys, has_key
 from claude_batch_dagster.storage.reader import Located
 from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA
 
 BUCKET_ROWS = 32_768
+BUCKET_BYTES = 32 << 20
+"""Of answers: a bucket has fewer rows where they are long."""
+BYTES_PER_TOKEN = 4
 BUCKET_BITS = 6
-WINDOW_ROWS = BUCKET_ROWS << BUCKET_BITS
-"""So many rows at once, some 40 bytes of memory each; their scratch files hold some 400 bytes a row."""
+WINDOW_BUCKETS = 1 << BUCKET_BITS
+"""So many buckets at once, some 40 bytes of memory a row; their scratch files hold the answers."""
 FIND_ROWS = 262_144
 SCATTER_READS = 2
 """Reads of row groups that cost as much as to scatter a bucket."""
@@ -48,31 +52,38 @@ class Gathered:
     responses: pa.Table
 
 
+def bucket_rows(answers: Answers) -> int:
+    """Return how many answers are in memory at a time."""
+    mean_bytes = BYTES_PER_TOKEN * (answers.mean_output_tokens or 0)
+    return max(1, int(min(BUCKET_ROWS, BUCKET_BYTES / max(mean_bytes, 1))))
+
+
 def gather(answers: Answers, keys: Keys, scratch: Path) -> Iterator[Gathered]:
-    """Yield the answers to keys, in the keys' order, BUCKET_ROWS at a time.
+    """Yield the answers to keys, in the keys' order, `bucket_rows` at a time.
 
     Args:
         answers: Where they are.
-        keys: WINDOW_ROWS of them at most; (0, 0) has no answer.
+        keys: WINDOW_BUCKETS buckets of them at most; (0, 0) has no answer.
         scratch: A folder for files that are made and removed here.
 
     Raises:
         RootError: Terminal. A response file is gone, or is not what the index says.
     """
     found = _find(answers, keys)
-    plan = _Plan.of(found)
+    size = bucket_rows(answers)
+    plan = _Plan.of(found, size)
     files = _scatter(answers, keys, plan, scratch) if plan.is_scattered() else None
-    for bucket, start in enumerate(range(0, len(keys), BUCKET_ROWS)):
-        places = found.places[start : start + BUCKET_ROWS]
+    for bucket, start in enumerate(range(0, len(keys), size)):
+        places = found.places[start : start + size]
         if (places < 0).all():
             responses = _absent(len(places))
         elif files is None:
             chosen = plan.choose(np.flatnonzero(plan.buckets == bucket))
             read = answers.read(chosen.located, keys[chosen.rows], COLUMNS)
-            responses = _order(read.select(COLUMNS), chosen.rows % BUCKET_ROWS, len(places))
+            responses = _order(read.select(COLUMNS), chosen.rows - start, len(places))
         else:
             read = _read_bucket(files[bucket])
-            responses = _order(read.select(COLUMNS), read[_AT].to_numpy(), len(places))
+            responses = _order(read.select(COLUMNS), to_numpy(read[_AT]), len(places))
         yield Gathered(places=places, responses=responses)
 
 
@@ -115,6 +126,7 @@ class _Plan:
     """Which rows are read from where, as stretches of rows of one bucket whose answers are in one row group.
 
     Attributes:
+        bucket_rows: Rows of the window in a bucket.
         rows: Of the window, those with an answer; ordered by row group, then by bucket, then as they stand in the group.
         row_in_file: Of their answers.
         starts: Where in `rows` each stretch begins, and the length of `rows`.
@@ -122,6 +134,7 @@ class _Plan:
         buckets: Of each stretch.
     """
 
+    bucket_rows: int
     rows: npt.NDArray[np.int32]
     row_in_file: npt.NDArray[np.uint32]
     starts: Places
@@ -129,16 +142,19 @@ class _Plan:
     buckets: Places
 
     @classmethod
-    def of(cls, found: _Found) -> "_Plan":
+    def of(cls, found: _Found, bucket_rows: int) -> "_Plan":
+        # Where answers are long, row groups have fewer rows; and no more of them than a bucket's are read at once.
+        group_rows = min(ROW_GROUP_ROWS, bucket_rows)
         rows = np.flatnonzero(found.places >= 0).astype(np.int32)
         row_in_file = found.row[rows]
-        stretches = found.file[rows].astype(np.int64) << GROUP_BITS | row_in_file // ROW_GROUP_ROWS
-        stretches = (stretches << BUCKET_BITS | rows // BUCKET_ROWS) << ROW_BITS | row_in_file % ROW_GROUP_ROWS
+        stretches = found.file[rows].astype(np.int64) << GROUP_BITS | row_in_file // group_rows
+        stretches = (stretches << BUCKET_BITS | rows // bucket_rows) << ROW_BITS | row_in_file % group_rows
         order = np.argsort(stretches)
         stretches = stretches[order] >> ROW_BITS
         starts = np.flatnonzero(np.diff(stretches, prepend=-1))
         first = stretches[starts]
         return cls(
+            bucket_rows=bucket_rows,
             rows=rows[order],
             row_in_file=row_in_file[order],
             starts=np.append(starts, len(rows)),
@@ -165,7 +181,7 @@ def _scatter(answers: Answers, keys: Keys, plan: _Plan, scratch: Path) -> dict[i
         for stretches in np.split(np.arange(len(plan.groups)), np.flatnonzero(np.diff(plan.groups)) + 1):
             chosen = plan.choose(stretches)
             read = answers.read(chosen.located, keys[chosen.rows], COLUMNS).select(COLUMNS)
-            table = pa.table([pa.array(chosen.rows % BUCKET_ROWS), *read.columns], schema=_SPILLED)
+            table = pa.table([to_arrow(chosen.rows % plan.bucket_rows, pa.int32()), *read.columns], schema=_SPILLED)
             starts = plan.starts[stretches[0] : stretches[-1] + 2] - plan.starts[stretches[0]]
             for bucket, start, stop in zip(plan.buckets[stretches].tolist(), starts.tolist(), starts[1:].tolist(), strict=False):
                 if bucket not in files:
@@ -187,7 +203,7 @@ def _order(table: pa.Table, at: npt.NDArray[np.int32], rows: int) -> pa.Table:
     """Return so many rows: each row of the table at its place, nulls elsewhere."""
     indices, absent = np.zeros(rows, np.int64), np.ones(rows, np.bool_)
     indices[at], absent[at] = np.arange(len(at)), False
-    return table.take(pa.array(indices, mask=absent))
+    return table.take(to_arrow(indices, pa.int64(), ~absent))
 
 
 def _absent(rows: int) -> pa.Table:

@@ -13,4 +13,4 @@ def keep_freed_memory() -> None:
     glibc takes the size of a large block that is freed as its threshold from then on. Without this a third of the system time of a plan goes
     into pages that are given back and taken again. Other allocators take no notice; the block itself is never touched, so it costs nothing.
     """
-    bytearray(LARGEST_TOLD_BYTES)
+    bytes(LARGEST_TOLD_BYTES)

@@ -5,6 +5,7 @@ A key is 16 bytes, here two little-endian uint64 in a row of an (n, 2) array; (0
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from claude_batch_dagster.storage.arrays import to_arrow, words_to_arrow
+from claude_batch_dagster.storage.arrays import to_arrow, to_numpy, words_to_arrow
 from claude_batch_dagster.storage.store import Store
 
 Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int32]
 Reasons = npt.NDArray[np.int8]
+Numbers = npt.NDArray[np.int64]
 
 REASONS = ("skipped", "too_large")
 ASKED, SKIPPED, LARGE = range(-1, 2)
@@ -34,6 +36,8 @@ OWNED_SCHEMA = pa.schema(
         pa.field("request_key", KEY_TYPE),
         pa.field("shard", pa.int32()),
         pa.field("position", pa.int32()),
+        # 0 where it is the task's own.
+        pa.field("max_tokens", pa.int64()),
     ]
 )
 
@@ -48,10 +52,10 @@ def keys_from_arrow(column: pa.Array | pa.ChunkedArray) -> Keys:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
-            column = column.chunk(0) if column.num_chunks else pa.array([], KEY_TYPE)
+            column = column.chunk(0) if column.num_chunks else pa.nulls(0, pa.binary(16))
     storage = column.storage if isinstance(column.type, pa.BaseExtensionType) else column
     if storage.null_count:
-        storage = storage.fill_null(bytes(16))
+        storage = storage.fill_null(to_arrow(np.zeros((1, 2), np.uint64), pa.binary(16))[0])
     start = storage.offset * 16
     return (
         np.frombuffer(storage.buffers()[1], dtype=np.uint8)[start : start + len(storage) * 16].view(np.uint64).reshape(-1, 2)
@@ -74,7 +78,8 @@ def key_digits(keys: Keys) -> list[bytes]:
 
 def has_key(keys: Keys) -> Mask:
     """Tell which rows are keys."""
-    return np.asarray((keys != 0).any(axis=1), np.bool_)
+    # By column: numpy is slow along an axis of two.
+    return np.asarray((keys[:, 0] | keys[:, 1]) != 0, np.bool_)
 
 
 class KeySet:
@@ -85,32 +90,30 @@ class KeySet:
     """
 
     def __init__(self, expected: int = 0) -> None:
-        self._slots: Keys = np.zeros((_table_size(expected), 2), np.uint64)
-        self._count = 0
+        self._clear(expected)
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, keys: Keys) -> Mask:
         """Add keys; tell of each whether it is new here, a repeated one at its first place only. "No key" is never new."""
-        if (self._count + len(keys)) * 10 > len(self._slots) * 7:
+        if (self._count + len(keys)) * 10 > len(self._high) * 7:
             self._grow(len(keys))
         new = np.zeros(len(keys), np.bool_)
         pending = np.flatnonzero(has_key(keys))
-        at = self._home(keys[pending])
+        at, high, low = self._home(keys, pending)
         while len(pending):
-            held = self._slots[at]
-            wanted = keys[pending]
-            free = ~has_key(held)
-            # Of several rows that want one free slot the first shall have it, so they write in reverse order.
-            rows = np.flatnonzero(free)[::-1]
-            self._slots[at[rows]] = wanted[rows]
-            _, first = np.unique(at[free], return_index=True)
-            owners = np.flatnonzero(free)[first]
-            new[pending[owners]] = True
-            self._count += len(owners)
-            same = (self._slots[at] == wanted).all(axis=1)
-            pending, at = pending[~same], (at[~same] + 1) % len(self._slots)
+            rows = np.flatnonzero((self._high[at] | self._low[at]) == 0)[::-1]
+            free = at[rows]
+            # Of several rows that want one free slot the first shall have it: all write their number there, it comes last.
+            self._low[free] = rows
+            is_owner = self._low[free] == rows.view(np.uint64)
+            rows, free = rows[is_owner], free[is_owner]
+            self._high[free], self._low[free] = high[rows], low[rows]
+            new[pending[rows]] = True
+            self._count += len(rows)
+            going = (self._high[at] != high) | (self._low[at] != low)
+            pending, at, high, low = pending[going], (at[going] + 1) % len(self._high), high[going], low[going]
         return new
 
     def contains(self, keys: Keys) -> Mask:
@@ -119,22 +122,30 @@ class KeySet:
         if not self._count:
             return found
         pending = np.flatnonzero(has_key(keys))
-        at = self._home(keys[pending])
+        at, high, low = self._home(keys, pending)
         while len(pending):
-            held = self._slots[at]
-            same = (held == keys[pending]).all(axis=1)
+            held_high, held_low = self._high[at], self._low[at]
+            same = (held_high == high) & (held_low == low)
             found[pending[same]] = True
-            going = ~same & has_key(held)
-            pending, at = pending[going], (at[going] + 1) % len(self._slots)
+            going = ~same & ((held_high | held_low) != 0)
+            pending, at, high, low = pending[going], (at[going] + 1) % len(self._high), high[going], low[going]
         return found
 
-    def _home(self, keys: Keys) -> npt.NDArray[np.int64]:
-        return (keys[:, 0] % np.uint64(len(self._slots))).astype(np.int64)
+    def _home(
+        self, keys: Keys, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Return where some keys are looked for first, and their halves: one column at a time, numpy is slow with two."""
+        high, low = keys[:, 0][rows], keys[:, 1][rows]
+        return (high % np.uint64(len(self._high))).astype(np.int64), high, low
+
+    def _clear(self, expected: int) -> None:
+        self._high, self._low = np.zeros(_table_size(expected), np.uint64), np.zeros(_table_size(expected), np.uint64)
+        self._count = 0
 
     def _grow(self, more: int) -> None:
-        old = self._slots[has_key(self._slots)]
-        self._slots = np.zeros((_table_size(2 * (len(old) + more)), 2), np.uint64)
-        self._count = 0
+        used = np.flatnonzero(self._high | self._low)
+        old = np.stack((self._high[used], self._low[used]), axis=1)
+        self._clear(2 * (len(old) + more))
         for start in range(0, len(old), 65_536):
             self.add(old[start : start + 65_536])
 
@@ -142,11 +153,11 @@ class KeySet:
 class _GroupWriter:
     """Writes the rows of a keys file in groups of a useful size, whatever pieces they come in."""
 
-    def __init__(self, file: Path, schema: pa.Schema, dictionary: str) -> None:
+    def __init__(self, file: Path, schema: pa.Schema, dictionaries: list[str]) -> None:
         self.file = file
         self.count = 0
         self._schema = schema
-        self._writer = pq.ParquetWriter(file, schema, compression="none", use_dictionary=[dictionary])
+        self._writer = pq.ParquetWriter(file, schema, compression="none", use_dictionary=dictionaries)
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
 
@@ -176,7 +187,7 @@ class RowKeys:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._groups = _GroupWriter(file, ROW_KEYS_SCHEMA, "reason")
+        self._groups = _GroupWriter(file, ROW_KEYS_SCHEMA, ["reason"])
 
     def append(self, keys: Keys, reasons: Reasons) -> None:
         """Append the keys of some rows, and why some have none."""
@@ -204,7 +215,7 @@ def _iter_row_keys(file: pq.ParquetFile) -> Iterator[tuple[Keys, Reasons]]:
         for batch in file.iter_batches(GROUP_ROWS):
             reasons = batch.column("reason")
             codes = np.array([*(REASONS.index(word) for word in reasons.dictionary.to_pylist()), ASKED], np.int8)
-            yield keys_from_arrow(batch.column("request_key")), codes[reasons.indices.fill_null(len(codes) - 1).to_numpy()]
+            yield keys_from_arrow(batch.column("request_key")), codes[to_numpy(reasons.indices, len(codes) - 1)]
 
 
 class OwnedKeys:
@@ -216,18 +227,19 @@ class OwnedKeys:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._groups = _GroupWriter(file, OWNED_SCHEMA, "task_key")
+        self._groups = _GroupWriter(file, OWNED_SCHEMA, ["task_key", "max_tokens"])
 
     @property
     def count(self) -> int:
         """Requests so far."""
         return self._groups.count
 
-    def append(self, task_key: str, keys: Keys, shards: Places, positions: Places) -> None:
-        """Append requests of one task with their places."""
+    def append(self, task_key: str, keys: Keys, shards: Places, positions: Places, max_tokens: Numbers | None = None) -> None:
+        """Append requests of one task with their places, and the `max_tokens` of each where they are not the task's own."""
         if len(keys):
             task_keys = pa.DictionaryArray.from_arrays(to_arrow(np.zeros(len(keys), np.int32), pa.int32()), words_to_arrow([task_key]))
-            self._groups.write([task_keys, keys_to_arrow(keys), to_arrow(shards, pa.int32()), to_arrow(positions, pa.int32())])
+            caps = to_arrow(np.zeros(len(keys), np.int64) if max_tokens is None else max_tokens, pa.int64())
+            self._groups.write([task_keys, keys_to_arrow(keys), to_arrow(shards, pa.int32()), to_arrow(positions, pa.int32()), caps])
 
     def abandon(self) -> None:
         """Let go of the file."""
@@ -250,9 +262,55 @@ def read_owned_keys(store: Store, run_id: str) -> Iterator[tuple[str, Keys]]:
     with pq.ParquetFile(store.open(owned_keys_path(run_id))) as file:
         for batch in file.iter_batches(GROUP_ROWS, columns=["task_key", "request_key"]):
             names, keys = batch.column("task_key"), keys_from_arrow(batch.column("request_key"))
-            codes = names.indices.to_numpy()
+            codes = to_numpy(names.indices)
             for code in np.unique(codes):
                 yield names.dictionary[int(code)].as_py(), keys[codes == code]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedShard:
+    """What a run owns in one shard of its first round, in the order of the requests.
+
+    Attributes:
+        tasks: Index, in `task_keys`, of each request's task.
+        max_tokens: Of each request, 0 where it is the task's own.
+    """
+
+    keys: Keys
+    task_keys: tuple[str, ...]
+    tasks: Places
+    max_tokens: Numbers
+
+
+def read_owned_shard(store: Store, run_id: str, shard: int) -> OwnedShard | None:
+    """Read a shard's part of what a run owns, and little else; None where it is not all there, as in plans of older versions.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    names: dict[str, int] = {}
+    parts = []
+    with pq.ParquetFile(store.open(owned_keys_path(run_id))) as file:
+        if not file.schema_arrow.equals(OWNED_SCHEMA):
+            return None
+        column = OWNED_SCHEMA.get_field_index("shard")
+        ranges = [file.metadata.row_group(group).column(column).statistics for group in range(file.num_row_groups)]
+        for group in [group for group, held in enumerate(ranges) if held.min <= shard <= held.max]:
+            for batch in file.read_row_group(group).to_batches():
+                mine = to_numpy(batch.column("shard")) == shard
+                words = batch.column("task_key")
+                codes = np.array([names.setdefault(name, len(names)) for name in words.dictionary.to_pylist()], np.int32)
+                tasks, keys = codes[to_numpy(words.indices)], keys_from_arrow(batch.column("request_key"))
+                parts.append(
+                    (to_numpy(batch.column("position"))[mine], keys[mine], tasks[mine], to_numpy(batch.column("max_tokens"))[mine])
+                )
+    if not parts:
+        return None
+    positions, keys, tasks, max_tokens = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+    order = np.argsort(positions, kind="stable")
+    if not np.array_equal(positions[order], np.arange(len(order))):
+        return None
+    return OwnedShard(keys=keys[order], task_keys=tuple(names), tasks=tasks[order], max_tokens=max_tokens[order])
 
 
 def _table_size(expected: int) -> int:

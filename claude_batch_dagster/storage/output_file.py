@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from claude_batch_dagster.core.errors import OutputError
 from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.answer_columns import AnswerColumns
+from claude_batch_dagster.storage.arrays import repeat_word, to_arrow, to_numpy, truths_to_arrow, words_to_arrow
 from claude_batch_dagster.storage.gather import BUCKET_ROWS, Gathered, Places
 from claude_batch_dagster.storage.keys import LARGE, SKIPPED, Keys, KeySet, Mask, Reasons, has_key
 from claude_batch_dagster.storage.output import METADATA_KEY
@@ -76,10 +78,10 @@ class OutputWriter:
     def __init__(self, *, task: ClaudeTask, schema: pa.Schema, own_batch_ids: Set[str], file: Path, facts: Mapping[str, object]) -> None:
         self._task_key = task.task_key
         self._answer_columns = None if task.output is None else AnswerColumns(task.fields)
-        self._words = pa.array(STATUSES)
+        self._words = words_to_arrow(STATUSES)
         self._schema = schema
         self._facts = facts
-        self._own_batch_ids = pa.array(sorted(own_batch_ids), pa.string())
+        self._own_batch_ids = words_to_arrow(sorted(own_batch_ids))
         self._file = file
         self._writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=3)
         self._compressor = ThreadPoolExecutor(1, "write")
@@ -110,12 +112,12 @@ class OutputWriter:
         columns = [
             *carried,
             *own,
-            self._words.take(pa.array(codes)),
+            self._words.take(to_arrow(codes, pa.int8())),
             _errors(responses["error"], codes, reasons, out_of_range),
             *(responses[name] for name in _COPIED),
             _cost_usd(responses["cost_nano_usd"], first),
             _key_texts(keys),
-            pa.repeat(self._task_key, len(keys)),
+            repeat_word(self._task_key, len(keys)),
             responses["batch_id"],
             responses["answered_at"],
         ]
@@ -153,13 +155,12 @@ class OutputWriter:
 
     def _task_columns(self, answers: pa.ChunkedArray, codes: Codes) -> tuple[list[pa.Array | pa.ChunkedArray], list[int]]:
         """Return the task's columns, and the rows whose answer has no room in them."""
-        usable = pa.array(codes == _CODES["succeeded"])
+        usable = pc.if_else(truths_to_arrow(codes == _CODES["succeeded"]), answers, _text(None))
         if self._answer_columns is None:
-            return [pc.if_else(usable, answers, pa.scalar(None, pa.string()))], []
-        texts = answers.cast(pa.binary()).to_numpy()
-        texts[codes != _CODES["succeeded"]] = None
+            return [usable], []
+        texts = usable.cast(pa.binary())
         # As Python objects the answers of a whole bucket would be the most that is in memory.
-        pieces = [self._answer_columns.read(texts[start : start + DECODED_ROWS].tolist()) for start in range(0, len(texts), DECODED_ROWS)]
+        pieces = [self._answer_columns.read(texts.slice(start, DECODED_ROWS).to_pylist()) for start in range(0, len(texts), DECODED_ROWS)]
         columns: list[pa.Array | pa.ChunkedArray] = [
             pa.chunked_array(chunks) for chunks in zip(*(piece.columns for piece in pieces), strict=True)
         ]
@@ -169,11 +170,11 @@ class OutputWriter:
         for word, count in zip(STATUSES, np.bincount(codes, minlength=len(STATUSES)).tolist(), strict=True):
             self._rows[word] += count
         if len(self._preview) < PREVIEW_ROWS:
-            self._preview += table.slice(0, PREVIEW_ROWS - len(self._preview)).to_pylist()
+            self._preview += _to_rows(table.slice(0, PREVIEW_ROWS - len(self._preview)))
         if not len(self._own_batch_ids):
             return
         paid = pc.is_in(responses["batch_id"], value_set=self._own_batch_ids)
-        mine = responses.select([*_TOKENS, "cost_nano_usd", "batch_id"]).filter(pc.and_(paid, pa.array(first)))
+        mine = responses.select([*_TOKENS, "cost_nano_usd", "batch_id"]).filter(pc.and_(paid, truths_to_arrow(first)))
         for name in _TOKENS:
             self._sums[name] += pc.sum(mine[name]).as_py() or 0
         cost = mine["cost_nano_usd"]
@@ -211,7 +212,7 @@ def _status_codes(outcomes: pa.ChunkedArray, reasons: Reasons, words: pa.Array) 
     if pc.any(unknown).as_py():
         outcome = ", ".join(sorted(pc.unique(outcomes.filter(unknown)).to_pylist()))
         raise OutputError(f"The response store holds outcomes that this version does not know: {outcome}. Nothing was written. Upgrade it.")
-    found: Codes = codes.fill_null(_CODES["pending"]).to_numpy().astype(np.int8)
+    found: Codes = to_numpy(codes, _CODES["pending"]).astype(np.int8)
     found[reasons == SKIPPED] = _CODES["skipped"]
     found[reasons == LARGE] = _CODES["errored"]
     return found
@@ -228,14 +229,24 @@ def _errors(errors: pa.ChunkedArray, codes: Codes, reasons: Reasons, out_of_rang
     )
     for rows, text in overruled:
         if rows.any():
-            errors = pc.if_else(pa.array(rows), pa.scalar(text, pa.string()), errors)
+            errors = pc.if_else(truths_to_arrow(rows), _text(text), errors)
     return errors
 
 
 def _cost_usd(nano_usd: pa.ChunkedArray, first: Mask) -> pa.Array:
     """Return the cost of an answer on its first row, 0 on the others that share it, null where it is not known."""
-    cost = np.where(first, nano_usd.fill_null(0).to_numpy() / 1e9, 0.0)
-    return pa.array(cost, mask=nano_usd.is_null().to_numpy())
+    return to_arrow(np.where(first, to_numpy(nano_usd) / 1e9, 0.0), pa.float64(), to_numpy(nano_usd.is_valid()))
+
+
+def _to_rows(table: pa.Table) -> list[dict[str, object]]:
+    """Return an output's rows as Python values; pyarrow would import pandas for a time with a zone."""
+    *others, answered_at = table.columns
+    times = [None if time is None else time.replace(tzinfo=UTC) for time in answered_at.cast(pa.timestamp("us")).to_pylist()]
+    return [{**row, table.column_names[-1]: time} for row, time in zip(table.select(range(len(others))).to_pylist(), times, strict=True)]
+
+
+def _text(text: str | None) -> pa.Scalar:
+    return words_to_arrow([text])[0]
 
 
 def _key_texts(keys: Keys) -> pa.Array:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.errors import RootError
+from claude_batch_dagster.storage.arrays import to_arrow
 from claude_batch_dagster.storage.responses import ANSWER_SCHEMA
 from claude_batch_dagster.storage.store import Store, join_uri
 
@@ -61,13 +62,13 @@ class ResponseReader:
             for first, last in _runs(groups):
                 group = int(groups[first])
                 part = self._read_group(file, group, columns)
-                parts.append(part.take(pa.array(rows[start + first : start + last] - bounds[group])))
+                parts.append(part.take(to_arrow(rows[start + first : start + last] - bounds[group], pa.int64())))
         table = pa.concat_tables(parts)
         if (order[1:] > order[:-1]).all():
             return table
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return table.take(pa.array(back))
+        return table.take(to_arrow(back, pa.int64()))
 
     def _read_group(self, file: int, group: int, columns: list[str] | None) -> pa.Table:
         if columns is not None:

@@ -14,14 +14,18 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.outcome import Outcome, is_final
 from claude_batch_dagster.core.response import Response
+from claude_batch_dagster.storage.arrays import to_arrow, to_numpy
 from claude_batch_dagster.storage.keys import KEY_TYPE, Keys, keys_from_arrow
 from claude_batch_dagster.storage.store import Store
 
 ROW_GROUP_ROWS = 4_096
+ROW_GROUP_BYTES = 16 << 20
+"""Of answers: a row group has fewer rows where they are long."""
 SCHEMA = pa.schema(
     [
         pa.field("request_key", KEY_TYPE),
@@ -135,7 +139,7 @@ def write_responses(
 
 
 def write_response_file(file: Path, batches: Iterable[pa.RecordBatch], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a local file of responses, in row groups of one size however long the batches are."""
+    """Write a local file of responses, in the same row groups however long the batches are."""
     schema = SCHEMA.with_metadata(metadata) if metadata else SCHEMA
     with pq.ParquetWriter(file, schema, **_WRITING) as writer:
         for group in _regroup(batches):
@@ -154,6 +158,13 @@ def conform(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows.cast(SCHEMA)
 
 
+def iter_rows(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield a file's rows in SCHEMA, a row group at most at a time: that is bounded by its bytes too."""
+    for group in range(file.metadata.num_row_groups):
+        for rows in file.iter_batches(ROW_GROUP_ROWS, row_groups=[group], use_threads=False):
+            yield conform(rows)
+
+
 def read_origin(store: Store, path: str) -> Origin:
     """Return where a compacted file's rows come from, from its footer."""
     content: bytes = pq.read_metadata(store.open(path)).metadata[ORIGIN_KEY.encode()]
@@ -165,39 +176,48 @@ def read_ranks(store: Store, path: str) -> Ranks:
     with pq.ParquetFile(store.open(path), read_dictionary=["outcome"]) as file:
         # Files from before there was the last of these columns lack it.
         table = file.read(columns=_RANK_COLUMNS)
-    outcomes = table["outcome"].combine_chunks() if table.num_rows else pa.array([], pa.dictionary(pa.int32(), pa.string()))
+    outcomes = (
+        table["outcome"].combine_chunks()
+        if table.num_rows
+        else pa.DictionaryArray.from_arrays(pa.nulls(0, pa.int32()), pa.nulls(0, pa.string()))
+    )
     if isinstance(outcomes, pa.ChunkedArray):
         outcomes = outcomes.unify_dictionaries().combine_chunks()
     words = outcomes.dictionary.to_pylist()
-    codes = np.array([CODES[word] | (FINAL if is_final(word, None) else 0) for word in words], np.uint8)[outcomes.indices.to_numpy()]
+    codes = np.array([CODES[word] | (FINAL if is_final(word, None) else 0) for word in words], np.uint8)[to_numpy(outcomes.indices)]
     # Of the outcomes only this one needs the error to be told whether it is final.
     errored = np.flatnonzero(codes == CODES[Outcome.ERRORED])
     if len(errored):
-        errors = table["error"].take(pa.array(errored)).combine_chunks().dictionary_encode()
+        errors = table["error"].take(to_arrow(errored, pa.int64())).combine_chunks().dictionary_encode()
         final = np.array([is_final(Outcome.ERRORED, error) for error in errors.dictionary.to_pylist()] + [False], np.bool_)
-        codes[errored[final[errors.indices.fill_null(len(final) - 1).to_numpy()]]] |= FINAL
+        codes[errored[final[to_numpy(errors.indices, len(final) - 1)]]] |= FINAL
     if "retryable" in table.column_names:
-        codes[table["retryable"].fill_null(False).to_numpy()] |= RETRYABLE
+        codes[to_numpy(table["retryable"])] |= RETRYABLE
     return Ranks(
         keys=keys_from_arrow(table["request_key"]),
         codes=codes,
-        stamps=table["answered_at"].cast(pa.int64()).to_numpy(),
-        rounds=table["round"].to_numpy(),
-        output_tokens=table["output_tokens"].to_numpy(),
+        stamps=to_numpy(table["answered_at"].cast(pa.int64())),
+        rounds=to_numpy(table["round"]),
+        output_tokens=to_numpy(table["output_tokens"]),
     )
 
 
 def _regroup(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     for batch in batches:
-        held.append(batch)
-        rows += batch.num_rows
-        if rows >= ROW_GROUP_ROWS:
-            table = pa.Table.from_batches(held)
-            whole = rows - rows % ROW_GROUP_ROWS
-            yield from (table.slice(start, ROW_GROUP_ROWS) for start in range(0, whole, ROW_GROUP_ROWS))
-            held, rows = table.slice(whole).to_batches(), rows - whole
+        ends = np.cumsum(to_numpy(pc.binary_length(batch.column("answer"))), dtype=np.int64)
+        start = 0
+        while start < batch.num_rows:
+            before = int(ends[start - 1]) if start else 0
+            fitting = int(np.searchsorted(ends, before + ROW_GROUP_BYTES - size, "right"))
+            stop = min(start + ROW_GROUP_ROWS - rows, max(fitting, start if rows else start + 1))
+            held.append(batch.slice(start, stop - start))
+            rows, size = rows + stop - start, size + (int(ends[stop - 1]) - before if stop > start else 0)
+            if stop < batch.num_rows or rows == ROW_GROUP_ROWS:
+                yield pa.Table.from_batches(held)
+                held, rows, size = [], 0, 0
+            start = stop
     if rows:
         yield pa.Table.from_batches(held)
 

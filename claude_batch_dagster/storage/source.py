@@ -21,10 +21,13 @@ import pyarrow.parquet as pq
 
 from claude_batch_dagster.core.errors import SourceError
 from claude_batch_dagster.core.spelling import suggest
+from claude_batch_dagster.storage.arrays import repeat_word, to_numpy
 from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.store import Store
 
 PIECE_ROWS = 2_048
+PIECE_BYTES = 32 << 20
+"""A piece has fewer rows where they are long."""
 SHOWN_DUPLICATES = 5
 
 
@@ -126,7 +129,7 @@ class Source:
         return known
 
     def pieces(self, file: SourceFile, columns: Sequence[str], rows: int = PIECE_ROWS) -> Iterator[pa.RecordBatch]:
-        """Yield a file's columns, in order, so many rows at a time.
+        """Yield a file's columns, in order, so many rows at a time or PIECE_BYTES.
 
         Raises:
             SourceError: Terminal. A column is missing, the file is no Parquet file, or it changed while it was read.
@@ -150,10 +153,7 @@ class Source:
                 if not columns:
                     yield batch
                     continue
-                arrays = [
-                    batch.column(column) if column not in hive else pa.array([hive[column]] * batch.num_rows, pa.string())
-                    for column in columns
-                ]
+                arrays = [batch.column(column) if column not in hive else repeat_word(hive[column], batch.num_rows) for column in columns]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
         if self._version(file) != file.version:
             raise SourceError(f"{self.name(file)} changed while it was read. Nothing was sent from it. Run again when its writer is done.")
@@ -296,7 +296,9 @@ class Source:
     def _batches(self, parquet: pq.ParquetFile, file: SourceFile, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
         try:
             if columns:
-                yield from _read_ahead(parquet.iter_batches(rows, columns=columns, use_threads=False))
+                yield from _read_ahead(
+                    parquet.iter_batches(_fitting_rows(parquet.metadata, columns, rows), columns=columns, use_threads=False)
+                )
                 return
             for start in range(0, parquet.metadata.num_rows, rows):
                 count = min(rows, parquet.metadata.num_rows - start)
@@ -316,6 +318,18 @@ def find_partition_column(dataset: ParquetDataset) -> ParquetDataset:
         return dataset
     columns = Source(dataset).hive_columns
     return replace(dataset, partition_column=columns[0]) if len(columns) == 1 else dataset
+
+
+def _fitting_rows(file: pq.FileMetaData, columns: Collection[str], rows: int) -> int:
+    """Return so many rows, or as many as PIECE_BYTES are where a row group's are longest."""
+    fitting = rows
+    for group in map(file.row_group, range(file.num_row_groups)):
+        # All columns together are seen at once, and mostly short enough.
+        if group.total_byte_size * rows > PIECE_BYTES * group.num_rows:
+            chunks = map(group.column, range(group.num_columns))
+            size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(tuple(columns)))
+            fitting = min(fitting, PIECE_BYTES * group.num_rows // max(size, 1))
+    return max(1, fitting)
 
 
 def _read_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -341,7 +355,7 @@ def _hash_rows(columns: Sequence[pa.Array]) -> npt.NDArray[np.uint64]:
 
 def _hash_values(column: pa.Array) -> npt.NDArray[np.uint64]:
     if pa.types.is_signed_integer(column.type):
-        numbers: npt.NDArray[np.uint64] = column.cast(pa.int64()).to_numpy().view(np.uint64)
+        numbers: npt.NDArray[np.uint64] = to_numpy(column.cast(pa.int64())).view(np.uint64)
         return numbers
     storage = column.storage if isinstance(column.type, pa.BaseExtensionType) else column
     return np.fromiter(map(hash, storage.to_pylist()), np.int64, len(column)).view(np.uint64)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from claude_batch_dagster.core.records import ShardRef
-from claude_batch_dagster.core.request import SEPARATOR, LineFrame, submission_tag
+from claude_batch_dagster.core.request import SEPARATOR, LineFrame, Rest, submission_tag
 from claude_batch_dagster.core.shard import HEAD, MAX_BODY_BYTES, MAX_REQUESTS, TAIL, Place, Run, ShardPacker, retag_line
 from claude_batch_dagster.storage.plans import shard_path
 from claude_batch_dagster.storage.store import Store
@@ -73,7 +73,7 @@ class ShardStager:
         self._append(Run(place.shard, place.position, 1), partial(retag_line, line), worst_nano_usd)
         return place
 
-    def extend(self, frame: LineFrame, keys: Sequence[bytes], rests: Sequence[bytes], worst_nano_usd: Nanos | None) -> list[Run]:
+    def extend(self, frame: LineFrame, keys: Sequence[bytes], rests: Sequence[Rest], worst_nano_usd: Nanos | None) -> list[Run]:
         """Append requests of one task.
 
         Args:

@@ -96,9 +96,9 @@ def _restage(
                     keys = pack_keys([bytes.fromhex(identity.request_key) for identity, _ in members])
                     kept = ~lost[tasks[name].task_key].contains(keys)
                     params = [line_params(line) for _, line in compress(members, kept)]
-                    caps = [line_max_tokens(line) for _, line in compress(members, kept)]
-                    worst = estimators[name].add(np.array([len(one) for one in params], np.int64), np.array(caps, np.int64))
-                    stage.add(tasks[name].task_key, LineFrame(name, b""), keys[kept], params, worst)
+                    caps = np.array([line_max_tokens(line) for _, line in compress(members, kept)], np.int64)
+                    worst = estimators[name].add(np.array([len(one) for one in params], np.int64), caps)
+                    stage.add(tasks[name].task_key, LineFrame(name, b""), keys[kept], params, worst, caps)
         staged = stage.finish()
     return staged.shards, staged.keys
 

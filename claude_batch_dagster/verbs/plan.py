@@ -418,8 +418,9 @@ class _TargetPlan:
     def _ask_raised(self, keys: Keys, raised: dict[int, tuple[bytes, int]], stage: CountingStage | PlanStage) -> None:
         """Stage requests whose answers were cut, with the `max_tokens` that their run granted them."""
         params = [raise_params(params, cap) for params, cap in raised.values()]
-        worst = self.estimator.add(np.array([len(one) for one in params]), np.array([cap for _, cap in raised.values()]))
-        stage.add(self.task.task_key, LineFrame(self.task.name, b""), keys[list(raised)], params, worst)
+        caps = np.array([cap for _, cap in raised.values()], np.int64)
+        worst = self.estimator.add(np.array([len(one) for one in params]), caps)
+        stage.add(self.task.task_key, LineFrame(self.task.name, b""), keys[list(raised)], params, worst, caps)
 
 
 def source_fingerprint(source: Source, files: Iterable[SourceFile]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from claude_batch_dagster.core.errors import OutputError, RunError, SourceError
 from claude_batch_dagster.core.status import FAILED_STATUSES
 from claude_batch_dagster.storage.answers import Answers
-from claude_batch_dagster.storage.gather import BUCKET_ROWS, WINDOW_ROWS, Gathered, gather
+from claude_batch_dagster.storage.gather import WINDOW_BUCKETS, Gathered, bucket_rows, gather
 from claude_batch_dagster.storage.keys import ASKED, LARGE
 from claude_batch_dagster.storage.output import carried_columns, output_path, output_schema, remove_other_answers, write_marker
 from claude_batch_dagster.storage.output_file import OutputWriter, WrittenOutput
@@ -161,7 +161,7 @@ class _Publisher:
                 },
             )
             with closing(writer):
-                columns = rows.iter_columns([schema.field(name) for name in carried], BUCKET_ROWS)
+                columns = rows.iter_columns([schema.field(name) for name in carried], bucket_rows(answers))
                 for (keyed, gathered), carried_rows in zip(_gather(answers, rows, scratch), columns, strict=True):
                     writer.append(carried_rows, keyed.keys, keyed.reasons, gathered)
                 written = writer.finish(output, output_path(self.job.source.partition_column, partition))
@@ -184,8 +184,8 @@ class _Publisher:
 
 
 def _gather(answers: Answers, rows: SourceRows, scratch: Path) -> Iterator[tuple[KeyedRows, Gathered]]:
-    """Yield BUCKET_ROWS rows' keys with their answers."""
-    for window in rows.iter_keyed(WINDOW_ROWS):
+    """Yield a bucket's rows' keys with their answers."""
+    for window in rows.iter_keyed(WINDOW_BUCKETS * bucket_rows(answers)):
         start = 0
         for gathered in gather(answers, window.keys, scratch):
             bucket = slice(start, start + len(gathered.places))

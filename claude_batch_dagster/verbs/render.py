@@ -1,6 +1,6 @@
 """Rendering a source file's rows for a task, and the keys that this gives them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from claude_batch_dagster.core.errors import SourceError, TaskError
-from claude_batch_dagster.core.request import LineFrame, Renderer
+from claude_batch_dagster.core.request import LineFrame, Renderer, Rest
 from claude_batch_dagster.core.shard import fits_alone
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import ASKED, LARGE, SKIPPED, Keys, Reasons, RowKeys, iter_row_keys, row_keys_path
 from claude_batch_dagster.storage.source import PIECE_ROWS, Source
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.texts import fill_slots
 from claude_batch_dagster.verbs.select import FileRows, first_rows
 
 
@@ -39,7 +40,7 @@ class RenderedPiece:
     """
 
     frame: LineFrame
-    rests: list[bytes]
+    rests: Sequence[Rest]
     params_bytes: npt.NDArray[np.int64]
     rows: KeyedRows
 
@@ -52,13 +53,15 @@ def render_rows(source: Source, part: FileRows, task: ClaudeTask) -> Iterator[Re
     start = 0
     for piece in first_rows(source.pieces(part.file, columns, PIECE_ROWS), part.rows):
         try:
-            values = [piece.column(i).to_pylist() for i in range(len(columns))]
+            if isinstance(task.prompt, str):
+                rendered = renderer.key(fill_slots([piece.column(i) for i in at], renderer.between, renderer.tail))
+            else:
+                values = [column.to_pylist() for column in piece.columns]
+                rendered = renderer.render_columns([values[i] for i in at])
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"{source.name(part.file)} has text that is not UTF-8 in {', '.join(columns)}: {error.reason}. Nothing was sent from it. Write it again."
             ) from error
-        try:
-            rendered = renderer.render_columns([values[i] for i in at])
         except TaskError as error:
             row = error.context.get("row")
             raise TaskError(

@@ -151,3 +151,24 @@ def test_a_response_that_is_not_where_the_index_says_is_never_handed_to_another_
     write(store, list(range(20))[::-1])
     with pytest.raises(RootError, match="responses are not where"):
         list(gather(answers, pack_keys([key(row) for row in range(20)]), tmp_path))
+
+
+def test_long_answers_are_gathered_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "root"))
+    texts = ["x" * 4_000 for _ in range(40)]
+    stored.write_responses(
+        store,
+        endpoint="simulator",
+        task_key="t",
+        batch_id="b",
+        round_number=1,
+        answered_at=NOON,
+        responses=[Response(request_key=key(row), outcome="succeeded", answer=text, output_tokens=1_000) for row, text in enumerate(texts)],
+    )
+    monkeypatch.setattr(gathering, "BUCKET_BYTES", 16_000)
+    answers, keys = Answers(store, "simulator", "t"), pack_keys([key(row) for row in reversed(range(40))])
+    for cost in (-9, 99):
+        monkeypatch.setattr(gathering, "SCATTER_READS", cost)
+        found = list(gather(answers, keys, tmp_path))
+        assert [part.responses.num_rows for part in found] == [4] * 10
+        assert [answer for part in found for answer in part.responses["answer"].to_pylist()] == texts

@@ -25,6 +25,7 @@ from claude_batch_dagster.storage.keys import (
     owned_keys_path,
     pack_keys,
     read_owned_keys,
+    read_owned_shard,
     row_keys_path,
 )
 from claude_batch_dagster.storage.store import Store
@@ -149,7 +150,7 @@ def test_owned_keys_are_told_by_task_with_their_places(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "root"))
     owned = OwnedKeys(tmp_path / "owned.parquet")
     owned.append("task a", pack_keys([key(1), key(2)]), places(0, 0), places(0, 1))
-    owned.append("task b", pack_keys([key(1)]), places(0), places(2))
+    owned.append("task b", pack_keys([key(1)]), places(0), places(2), np.array([70]))
     owned.append("task a", pack_keys([]), places(), places())
     owned.append("task a", pack_keys([key(3)]), places(1), places(0))
     assert owned.count == 4
@@ -162,6 +163,11 @@ def test_owned_keys_are_told_by_task_with_their_places(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "root" / "plans" / "r" / "keys.parquet")
     assert table.schema.equals(OWNED_SCHEMA)
     assert table.select(["shard", "position"]).to_pylist() == [{"shard": s, "position": p} for s, p in ((0, 0), (0, 1), (0, 2), (1, 0))]
+    shard = read_owned_shard(store, "r", 0)
+    assert shard is not None
+    assert (shard.keys.tolist(), shard.task_keys) == (pack_keys([key(1), key(2), key(1)]).tolist(), ("task a", "task b"))
+    assert (shard.tasks.tolist(), shard.max_tokens.tolist()) == ([0, 0, 1], [0, 0, 70])
+    assert read_owned_shard(store, "r", 2) is None
 
 
 def test_a_run_that_owns_nothing_has_no_tasks(tmp_path: Path) -> None:

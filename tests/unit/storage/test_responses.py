@@ -1,11 +1,15 @@
+from itertools import accumulate, pairwise
 from pathlib import Path
 from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from claude_batch_dagster.core.response import Response
+from claude_batch_dagster.storage import responses as stored
 from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.responses import (
     FINAL,
@@ -101,6 +105,31 @@ def test_batches_of_any_length_become_full_row_groups(tmp_path: Path, lengths: l
     groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     assert groups[:-1] == [ROW_GROUP_ROWS] * (len(groups) - 1)
     assert all(0 < rows <= ROW_GROUP_ROWS for rows in groups[-1:])
+
+
+@given(
+    sizes=st.lists(st.none() | st.sampled_from([0, 1, 3, 4, 30, 200]), max_size=40),
+    cuts=st.lists(st.integers(0, 7), min_size=40, max_size=40),
+    most=st.tuples(st.sampled_from([3, 4, 8]), st.sampled_from([5, 20, 100])),
+)
+def test_row_groups_are_bounded_by_rows_and_bytes_however_the_batches_come(
+    sizes: list[int | None], cuts: list[int], most: tuple[int, int]
+) -> None:
+    rows = pa.record_batch(
+        {"number": range(len(sizes)), "answer": pa.array([None if size is None else "x" * size for size in sizes], pa.string())}
+    )
+    starts = [0, *(min(end, len(sizes)) for end in accumulate(cuts)), len(sizes)]
+    expected: list[list[int]] = []
+    for number, size in enumerate(sizes):
+        held = expected[-1] if expected else []
+        if not held or len(held) == most[0] or sum(sizes[at] or 0 for at in held) + (size or 0) > most[1]:
+            expected.append([])
+        expected[-1].append(number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "ROW_GROUP_ROWS", most[0])
+        patch.setattr(stored, "ROW_GROUP_BYTES", most[1])
+        batches = [rows.slice(start, stop - start) for start, stop in pairwise(starts)]
+        assert [group["number"].to_pylist() for group in stored._regroup(batches)] == expected
 
 
 def test_what_decides_is_read_of_every_row(tmp_path: Path) -> None:

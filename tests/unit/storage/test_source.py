@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from claude_batch_dagster.core.errors import SourceError
+from claude_batch_dagster.storage import source as sources
 from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.source import Source, find_partition_column
 
@@ -52,6 +53,18 @@ def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_and_foreign_f
 def test_rows_keep_their_order_over_row_groups_and_pieces(tmp_path: Path) -> None:
     source = read(write(tmp_path / "r.parquet", {"id": list(range(100))}, row_group_size=7))
     assert texts(source, ["id"], rows=9) == [(i,) for i in range(100)]
+
+
+def test_long_rows_are_read_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"id": list(range(40)), "a.b": [f"{i:01000}" if i < 20 else "" for i in range(40)]}
+    source = read(write(tmp_path / "r.parquet", columns, row_group_size=10, use_dictionary=False))
+    monkeypatch.setattr(sources, "PIECE_BYTES", 5_000)
+    assert [piece.num_rows for piece in source.pieces(source.files[0], ["id"])] == [40]
+    lengths = [piece.num_rows for piece in source.pieces(source.files[0], ["id", "a.b"])]
+    assert (max(lengths), sum(lengths)) == (4, 40)
+    assert texts(source, ["a.b"]) == [(text,) for text in columns["a.b"]]
+    monkeypatch.setattr(sources, "PIECE_BYTES", 5)
+    assert len(texts(source, ["a.b"])) == 40
 
 
 def test_hive_folders_are_partitions_and_their_values_columns(tmp_path: Path) -> None:

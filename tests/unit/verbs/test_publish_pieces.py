@@ -40,9 +40,8 @@ def test_pieces_windows_and_files_of_any_size_give_one_output(lake: Any, monkeyp
     lake.finish(job)
     lake.publish(job, ["1"])
     whole = lake.read(path="day=1/part-0.parquet")
-    for module in (publish, gather):
-        monkeypatch.setattr(module, "BUCKET_ROWS", 4)
-    monkeypatch.setattr(publish, "WINDOW_ROWS", 12)
+    monkeypatch.setattr(gather, "BUCKET_ROWS", 4)
+    monkeypatch.setattr(publish, "WINDOW_BUCKETS", 3)
     monkeypatch.setattr(source_rows, "PIECE_ROWS", 5)
     monkeypatch.setattr(gather, "SCATTER_READS", scatter_reads)
     [output] = lake.publish(job, ["1"]).outputs
