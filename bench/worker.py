@@ -12,7 +12,7 @@ from claude_batch_dagster.core.submission import Mode
 from claude_batch_dagster.storage.plans import read_entry
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.admit import admit_plan
-from claude_batch_dagster.verbs.estimate import price_usage
+from claude_batch_dagster.verbs.estimate import price_usage, price_usages
 from claude_batch_dagster.verbs.plan import plan_job
 from temporal_worker.batches import Batches
 from temporal_worker.collect import Collector
@@ -51,7 +51,7 @@ def make_submitter(batches: Batches) -> Submitter:
 
 def make_collector(batches: Batches) -> Collector:
     """Return the product's collector, as its worker wires it."""
-    return Collector(open_store=Store, batches=batches, price_usage=price_usage)
+    return Collector(open_store=Store, batches=batches, price_usage=price_usage, price_usages=price_usages)
 
 
 def ignore(text: str) -> None:

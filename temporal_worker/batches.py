@@ -425,7 +425,16 @@ def _decode(response: httpx2.Response, kind: type[T], what: str) -> T:
 
 def _read_chunks(response: httpx2.Response, what: str) -> Iterator[bytes]:
     try:
-        yield from response.iter_bytes(RESULT_CHUNK_BYTES)
+        held, size = list[bytes](), 0
+        # With a size of its own httpx2 copies everything twice more.
+        for chunk in response.iter_bytes():
+            held.append(chunk)
+            size += len(chunk)
+            if size >= RESULT_CHUNK_BYTES:
+                yield b"".join(held)
+                held, size = list[bytes](), 0
+        if held:
+            yield b"".join(held)
     except httpx2.HTTPError as error:
         raise VendorUnavailableError(f"{what}: the stream was cut ({type(error).__name__}). It is read again.") from error
 

@@ -5,7 +5,7 @@ the stream holds is counted, said, and never stored. Answers wait in a file: mem
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,18 +17,18 @@ import pyarrow as pa
 from claude_batch_dagster.core.contract import BatchInput, Counts
 from claude_batch_dagster.core.errors import RefusedError, RootError, VendorUnavailableError
 from claude_batch_dagster.core.outcome import Outcome
-from claude_batch_dagster.core.request import KEY_BYTES, read_key_digits, read_name, short_name
+from claude_batch_dagster.core.request import KEY_BYTES
 from claude_batch_dagster.core.response import Decoder, PriceUsage, Response
-from claude_batch_dagster.core.shard import read_asked
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAwait, Mode, Settled, next_step
 from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.arrays import repeat_word, to_arrow
 from claude_batch_dagster.storage.keys import Keys, keys_to_arrow
-from claude_batch_dagster.storage.plans import append_submission, read_shard, read_submission, read_task
+from claude_batch_dagster.storage.plans import append_submission, read_submission, read_task
 from claude_batch_dagster.storage.responses import SCHEMA, write_response_batches
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.stored import find_batches
-from temporal_worker.arrivals import KEPT, Arrivals, Arrived, Numbers, Requests, Rows
+from temporal_worker.arrivals import KEPT, Arrivals, Arrived, PriceUsages, price_each
+from temporal_worker.asked import Numbers, Requests, check_requests, read_requests
 from temporal_worker.further import Grants, ModelLimits
 from temporal_worker.root import OpenRoot, check_endpoint, open_root
 from temporal_worker.spool import Tally
@@ -50,11 +50,13 @@ class Collector:
     Attributes:
         open_store: Opens a root by its URI.
         price_usage: What an answer costs.
+        price_usages: What many answers cost; None where nobody is in a hurry.
     """
 
     open_store: Callable[[str], Store]
     batches: "Batches"
     price_usage: PriceUsage
+    price_usages: PriceUsages | None = None
 
     def collect(self, batch: BatchInput, ended: Batch, report: Callable[[str], None]) -> Counts:
         """Store every response of an ended batch, then close its shard, unless it is a stray. Collecting again writes the same files.
@@ -70,13 +72,15 @@ class Collector:
         """
         root = open_root(self.open_store(batch.root), number=batch.number, run_id=batch.run_id)
         check_endpoint(root, self.batches.find_endpoint())
-        expected = _read_requests(root, batch)
+        expected = read_requests(root, batch)
         decoders = [Decoder(read_task(root.store, task.task_key), self.price_usage) for task in root.entry.tasks]
         with root.store.scratch() as scratch:
             if ended.archived:
-                arrived = Arrived.nothing(len(expected.places))
+                arrived = Arrived.nothing(len(expected))
             else:
-                arrived = self._fetch_whole(batch, expected, decoders, scratch / "results.arrow", report)
+                arrived = self._fetch_whole(batch, expected, decoders, scratch / "answers", report)
+            if arrived.missing or arrived.foreign:
+                check_requests(root, batch, expected)
             counts = _store_responses(root, batch, ended, expected, arrived, decoders, ModelLimits(self.batches), report)
         if not batch.stray:
             _close_shard(root, batch)
@@ -107,7 +111,7 @@ class Collector:
             log.warning(
                 "batch %s: of %d requests %d have no result; %d results were of no request of the shard, %d came twice; none of these is stored",
                 batch.batch_id,
-                len(expected.places),
+                len(expected),
                 arrived.missing,
                 arrived.foreign,
                 arrived.duplicate,
@@ -116,44 +120,13 @@ class Collector:
 
     def _fetch(self, batch_id: str, expected: Requests, decoders: Sequence[Decoder], file: Path, report: Callable[[str], None]) -> Arrived:
         size = 0
-        with self.batches.stream_results(batch_id) as chunks, Arrivals(file, expected, decoders) as arrivals:
+        prices = self.price_usages or price_each(self.price_usage)
+        with self.batches.stream_results(batch_id) as chunks, Arrivals(file, expected, decoders, prices) as arrivals:
             for chunk in chunks:
                 arrivals.add(chunk)
                 size += len(chunk)
                 report(f"Batch {batch_id} ended: {size:,} bytes of results read")
         return arrivals.arrange()
-
-
-def _read_requests(root: OpenRoot, batch: BatchInput) -> Requests:
-    shard = read_shard(root.store, root.entry, batch.round, batch.shard)
-    names = {short_name(task.name): place for place, task in enumerate(root.entry.tasks)}
-    try:
-        asked = read_asked(root.store.stream(shard.path))
-    except FileNotFoundError as error:
-        raise RootError(
-            f"{root.store.uri}/{shard.path} is missing: the root lost its records. Batch {batch.batch_id} is not collected without them, "
-            "its results can be read for 29 days. Restore the file."
-        ) from error
-    places = {custom_id: place for place, custom_id in enumerate(asked.custom_ids)}
-    if len(places) != shard.requests or len(asked.custom_ids) != shard.requests:
-        raise RootError(
-            f"{root.store.uri}/{shard.path} holds {len(places):,} requests, the plan says {shard.requests:,}. "
-            f"Batch {batch.batch_id} is not collected. Restore the file."
-        )
-    keys = np.frombuffer(bytes.fromhex("".join([read_key_digits(custom_id) for custom_id in asked.custom_ids])), np.uint64).reshape(-1, 2)
-    return Requests(
-        places=places,
-        keys=keys,
-        tasks=_find_tasks(asked.custom_ids, names),
-        max_tokens=np.array(asked.max_tokens, np.int64),
-    )
-
-
-def _find_tasks(custom_ids: Sequence[str], names: Mapping[str, int]) -> Rows:
-    found = {read_name(custom_id) for custom_id in custom_ids}
-    if len(found) == 1:
-        return np.full(len(custom_ids), names[found.pop()], np.int32)
-    return np.array([names[read_name(custom_id)] for custom_id in custom_ids], np.int32)
 
 
 def _store_responses(
@@ -197,9 +170,9 @@ def _store_responses(
             ),
         )
     stored = sum(tally.by_outcome.values())
-    if stored != len(expected.places):
+    if stored != len(expected):
         raise RootError(
-            f"Batch {batch.batch_id}: {stored:,} responses were stored for {len(expected.places):,} requests. "
+            f"Batch {batch.batch_id}: {stored:,} responses were stored for {len(expected):,} requests. "
             "The shard stays open. This is a bug in claude-batch-dagster, please report it."
         )
     return tally.counts()

@@ -25,7 +25,7 @@ from claude_batch_dagster.core.errors import CredentialsError, TemporalUnavailab
 from claude_batch_dagster.core.response import PriceUsage
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.endpoint import is_simulated
-from claude_batch_dagster.verbs.estimate import price_usage
+from claude_batch_dagster.verbs.estimate import price_usage, price_usages
 from temporal_worker.activities import BatchActivities
 from temporal_worker.audit import Auditor
 from temporal_worker.batches import DOCTOR_TIMEOUT, Batches
@@ -158,7 +158,7 @@ def build_worker(client: Client, settings: Settings, batches: Batches, threads: 
             open_store=Store, batches=batches, clock=_now, boot_s=_boot_s, send_s=settings.send_s, settle_s=settings.settle_s
         ),
         settler=Settler(open_store=Store, batches=batches, clock=_now),
-        collector=Collector(open_store=Store, batches=batches, price_usage=price),
+        collector=Collector(open_store=Store, batches=batches, price_usage=price, price_usages=price_usages),
         batches=batches,
         examiner=Examiner(open_store=Store, batches=Batches(settings.api_key, settings.base_url, timeout=DOCTOR_TIMEOUT), clock=_now),
         poll_s=settings.poll_s,

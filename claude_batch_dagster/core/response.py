@@ -20,6 +20,8 @@ LONG_PROMPT_TOKENS = 100_000
 COMPLETE_STOPS = frozenset({"end_turn", "stop_sequence"})
 TRUNCATED_STOPS = frozenset({"max_tokens", "model_context_window_exceeded"})
 MAX_MESSAGE_CHARS = 500
+UNPRICED = -1 << 63
+"""Among prices: the model has none."""
 
 T = TypeVar("T")
 
@@ -112,18 +114,18 @@ def read_result_line(line: bytes) -> ResultLine:
         raise ValueError("a line without custom_id and result") from None
 
 
-def read_result_lines(piece: bytes) -> list[ReadLine | ResultLine | None]:
+def read_result_lines(content: bytes, start: int = 0, end: int | None = None) -> list[ReadLine | ResultLine | None]:
     """Return the lines of some whole lines, blank ones left out; None for a line that is no result of any request.
 
     A line whose result is unusual comes undecoded, and costs the others nothing.
     """
     try:
-        lines = _decode_lines(piece)
-        if len(lines) == piece.count(b"\n") + (not piece.endswith(b"\n")):
+        lines = _decode_lines(memoryview(content)[start:end])
+        if len(lines) == content.count(b"\n", start, end) + (not content.endswith(b"\n", start, end)):
             return cast("list[ReadLine | ResultLine | None]", lines)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    return [_read_line(line) for line in piece.split(b"\n") if line.strip()]
+    return [_read_line(line) for line in content[start:end].split(b"\n") if line.strip()]
 
 
 def _read_line(line: bytes) -> ReadLine | ResultLine | None:
@@ -158,7 +160,8 @@ class Decoder:
         for result in results:
             answer = None
             if type(result) is Succeeded and (message := result.message).stop_reason in COMPLETE_STOPS:
-                text = join_text(message)
+                blocks = message.content
+                text = blocks[0].text or "" if len(blocks) == 1 and blocks[0].type == "text" else join_text(message)
                 if is_valid is None:
                     answer = text.encode() if text.strip() else None
                 else:
@@ -277,7 +280,7 @@ class _Verdict:
     error: str | None = None
 
 
-_decode_lines: Callable[[bytes], list[ReadLine]] = msgspec.json.Decoder(ReadLine).decode_lines
+_decode_lines: Callable[[memoryview], list[ReadLine]] = msgspec.json.Decoder(ReadLine).decode_lines
 _decode_whole_line: Callable[[bytes], ReadLine] = msgspec.json.Decoder(ReadLine).decode
 _decode_json: Callable[[str], object] = msgspec.json.Decoder().decode
 _encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode

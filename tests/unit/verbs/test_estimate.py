@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_batch_dagster.verbs.estimate import Estimator, UnitPrices, price_usage, unit_prices
+from claude_batch_dagster.core.response import UNPRICED
+from claude_batch_dagster.verbs.estimate import Estimator, UnitPrices, price_usage, price_usages, unit_prices
 
 NANO_PER_MTOK = 10**9
 
@@ -62,6 +63,22 @@ def test_a_token_costs_half_the_list_price_of_its_prompts_size(model: str, promp
 def test_an_answer_costs_what_its_usage_says(model: str, usage: tuple[int, int, int, int, int], nano_usd: int | None) -> None:
     names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens")
     assert price_usage(model, **dict(zip(names, usage, strict=True))) == nano_usd
+
+
+TOKENS = st.integers(-5, 3_000) | st.integers(99_000, 101_000) | st.integers(199_000, 3_000_000) | st.integers(0, 1 << 45)
+
+
+@given(
+    st.sampled_from(["claude-haiku-5-5", "claude-sonnet-4-5", "claude-opus-4-5", "claude-of-tomorrow-9"]),
+    st.lists(st.tuples(TOKENS, TOKENS, TOKENS, TOKENS, TOKENS), max_size=5),
+)
+def test_many_answers_cost_what_each_costs(model: str, usages: list[tuple[int, int, int, int, int]]) -> None:
+    """To the last nano-dollar, rounding included."""
+    names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens")
+    columns = np.array(usages, np.int64).reshape(-1, 5).T
+    each = [price_usage(model, **dict(zip(names, usage, strict=True))) for usage in usages]
+    found = price_usages(model, **dict(zip(names, columns, strict=True)))
+    assert found.tolist() == [UNPRICED if cost is None else cost for cost in each]
 
 
 def ask(estimator: Estimator, *params_bytes: int) -> list[int]:

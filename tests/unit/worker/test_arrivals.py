@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 
 from claude_batch_dagster.core.request import read_key_digits
 from claude_batch_dagster.core.response import Decoder
+from claude_batch_dagster.storage.keys import pack_keys
 from temporal_worker import arrivals
-from temporal_worker.arrivals import KEPT, Arrivals, Arrived, Requests
+from temporal_worker.arrivals import KEPT, Arrivals, Arrived, price_each
+from temporal_worker.asked import Requests
 
 COUNT = 60
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "word": {"enum": ["yes"]}}, "required": ["n"]}
 IDS = [f"{('one', 'two')[place % 3 == 0]}-{place:032x}-deadbeef" for place in range(COUNT)]
 REQUESTS = Requests(
-    places={custom_id: place for place, custom_id in enumerate(IDS)},
-    keys=np.array([[0, place] for place in range(COUNT)], np.uint64),
+    names=["one", "two"],
+    tag="deadbeef",
+    keys=pack_keys([place.to_bytes(16, "big") for place in range(COUNT)]),
     tasks=np.array([int(place % 3 == 0) for place in range(COUNT)], np.int32),
     max_tokens=np.full(COUNT, 100, np.int64),
 )
@@ -62,7 +65,7 @@ def make_line(place: int, kind: int) -> bytes:
 
 
 def arrive(folder: Path, content: bytes, chunk: int = 1_000) -> Arrived:
-    with Arrivals(folder / "results.arrow", REQUESTS, DECODERS) as taken:
+    with Arrivals(folder / "answers", REQUESTS, DECODERS, price_each(price)) as taken:
         for start in range(0, len(content), chunk):
             taken.add(content[start : start + chunk])
     return taken.arrange()
@@ -84,15 +87,22 @@ def expect(place: int, line: bytes | None) -> dict[str, Any]:
     return {name: getattr(response, name) for name in KEPT.names}
 
 
-@given(st.lists(st.integers(0, len(RESULTS) - 1), min_size=COUNT, max_size=COUNT), st.randoms(use_true_random=False), st.integers(1, 5_000))
+@given(
+    st.lists(st.integers(0, len(RESULTS) - 1), min_size=COUNT, max_size=COUNT),
+    st.randoms(use_true_random=False),
+    st.integers(1, 5_000),
+    st.sampled_from([0, 500, 1 << 20]),
+)
 def test_results_come_back_in_the_order_of_their_requests(
-    tmp_path_factory: pytest.TempPathFactory, kinds: list[int], order: random.Random, chunk: int
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[int], order: random.Random, chunk: int, held_bytes: int
 ) -> None:
-    """Each as if it were alone; some requests have none."""
+    """Each as if it were alone, also where answers do not stay in memory; some requests have none."""
     lines = {place: make_line(place, kind) for place, kind in enumerate(kinds) if place % 11}
     shuffled = list(lines.values())
     order.shuffle(shuffled)
-    arrived = arrive(tmp_path_factory.mktemp("arrive"), b"\n".join(shuffled), chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrivals, "HELD_BYTES", held_bytes)
+        arrived = arrive(tmp_path_factory.mktemp("arrive"), b"\n".join(shuffled), chunk)
     assert read(arrived) == [expect(place, lines.get(place)) for place in range(COUNT)]
     assert (arrived.missing, arrived.foreign, arrived.duplicate) == (COUNT - len(lines), 0, 0)
     some = np.array([50, 3, 0, 7], np.int32)
@@ -113,7 +123,7 @@ def test_the_first_of_a_requests_lines_counts(tmp_path: Path) -> None:
 def test_answers_are_read_back_so_many_bytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the size of the answers; one that is larger stands alone."""
     monkeypatch.setattr(arrivals, "GROUP_BYTES", 100)
-    monkeypatch.setattr(arrivals, "PART_BYTES", 300)
+    monkeypatch.setattr(arrivals, "HELD_BYTES", 300)
     places = [place for place in range(COUNT) if place % 3 == 0]
     sizes = {place: 250 if place == 30 else 40 for place in places}
     lines = [msgspec.json.encode({"custom_id": IDS[place], "result": succeeded(place, "x" * sizes[place])}) for place in places]
