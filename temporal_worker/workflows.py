@@ -447,4 +447,4 @@ class BatchRunWorkflow:
         self._show_details()
 
     def _show_details(self) -> None:
-        workflow.set_current_details(notes.tell_details(self.progress(), self._failure))
+        notes.show(self.progress(), self._failure)

@@ -23,12 +23,13 @@ from claude_batch_dagster.cli.recover import recover
 from claude_batch_dagster.cli.report import Known, failure_object, read_paid
 from claude_batch_dagster.cli.run import plan, run
 from claude_batch_dagster.cli.show import show
+from claude_batch_dagster.cli.sql import sql
 from claude_batch_dagster.core.errors import ClaudeBatchError, TaskError, UsageError
 
 NOT_WRITTEN, USAGE, INTERRUPTED = 1, 2, 130
 SECTIONS = (
     ("Ask Claude", (run, plan)),
-    ("Look after runs", (status, show, answer, cancel, recover, stop, doctor)),
+    ("Look after runs", (status, show, sql, answer, cancel, recover, stop, doctor)),
     ("Try it", (demo, dev)),
     ("Processes", (worker, simulator)),
 )

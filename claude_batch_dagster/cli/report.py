@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from claude_batch_dagster.core.records import LogEntry
     from claude_batch_dagster.verbs.paid import Paid
     from claude_batch_dagster.verbs.progress import JobProgress
-    from claude_batch_dagster.verbs.run import JobResult
+    from claude_batch_dagster.verbs.result import JobResult
 
 ROWS_FAILED = 3
 

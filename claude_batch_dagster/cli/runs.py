@@ -30,6 +30,7 @@ class RunView:
         live: What its workflow tells, None where none answers.
         rounds: Why there was a further round, or none, by its number.
         workflow_url: Its page in Temporal's UI, None where none is known.
+        deferred_by: The Dagster run that was deferred for it, None where none was or its answers are published.
     """
 
     root: str
@@ -39,6 +40,7 @@ class RunView:
     live: Progress | None
     workflow_url: str | None
     rounds: dict[int, str] = field(default_factory=dict)
+    deferred_by: str | None = None
 
     @property
     def submitted(self) -> int:
@@ -84,6 +86,7 @@ class Records:
             entry: The run.
             in_detail: Whether the shard logs of a run that is over are read too.
         """
+        from claude_batch_dagster.storage.deferrals import find_deferring_run
         from claude_batch_dagster.storage.plans import list_rounds, list_submissions, read_done
 
         done = read_done(self._store, entry.number)
@@ -96,6 +99,7 @@ class Records:
             live=self._ask(entry) if done is None else None,
             workflow_url=connection.workflow_url(workflow_id(entry.run_id)) if connection else None,
             rounds={record.round: record.why for record in list_rounds(self._store, entry) if record.why} if in_detail else {},
+            deferred_by=find_deferring_run(self._store, entry.number) if in_detail else None,
         )
 
     def _ask(self, entry: "LogEntry") -> Progress | None:
@@ -152,6 +156,8 @@ def describe_run(view: RunView) -> list[str]:
         f"  Workflow  {view.workflow_url or workflow_id(entry.run_id)}",
         f"  Root      {view.root}",
     ]
+    if view.deferred_by is not None:
+        lines.append(f"  Deferred  by Dagster run {view.deferred_by}: its sensor requests the run that publishes")
     if done and done.error:
         lines.append(f"  Error     {done.error}")
     lines += [*_describe_shards(view), *_describe_questions(view), *_describe_next(view)]

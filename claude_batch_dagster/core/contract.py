@@ -10,6 +10,8 @@ from claude_batch_dagster.core.submission import Mode
 
 WORKFLOW_TYPE = "BatchRunWorkflow"
 PROGRESS_QUERY = "progress"
+QUESTION_MEMO = "question"
+"""Memo of a run's workflow: what a person has to decide, empty for nothing."""
 DEFAULT_TASK_QUEUE = "claude-batch"
 WORKFLOW_ID_PREFIX = "claude-batch/"
 LOOK_AGAIN_SIGNAL = "look_again"

@@ -1,5 +1,7 @@
 """The records of a root, as they lie in its JSON files. A record is written whole, once, and never changed."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -204,4 +206,64 @@ class DoneRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage: tuple[ModelUsage, ...]
     cost_nano_usd: int | None
     error: str | None = None
+    format: int = 1
+
+
+class AwaitedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run whose answers a deferral waits for; an own one was asked by the deferred job itself, and is reported with it."""
+
+    number: int
+    run_id: str
+    own: bool
+
+    @property
+    def label(self) -> str:
+        """What people call the run: `r42`."""
+        return f"r{self.number}"
+
+
+class PlannedOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What the deferred job's first plan counted for a task's partition: distinct requests."""
+
+    task: str
+    partition: str | None
+    rows: int
+    asked: int
+    already_answered: int
+    in_flight: int
+
+
+class DeferralRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`deferred/{number}-{digest}.json`: a Dagster run left its batch runs alone; removed once their answers are published.
+
+    Attributes:
+        deferred_at: When that run ended.
+        began_at: When the job began, its first run if it was deferred several times.
+        dagster_run_id: Of the run that deferred last.
+        assets: Keys, each as its parts, sorted.
+        partitions: In the definition's order; None for outputs without.
+        runs: What it waits for, and its own runs that are over.
+        planned: What its first plan counted.
+        plans: How often it was planned.
+        changes: How often its source had changed when it was planned again.
+        limit: Source rows in all, None for all of them; like `replace` and `max_cost_usd` the choice of the deferred run.
+        config: Of the op, as it was given; without what is asked again, which was asked.
+        snapshot: Names of the kept tables that were asked about, where the source is a function.
+    """
+
+    deferred_at: str
+    began_at: str
+    dagster_run_id: str | None
+    assets: tuple[tuple[str, ...], ...]
+    partitions: tuple[str, ...] | None
+    runs: tuple[AwaitedRun, ...]
+    planned: tuple[PlannedOutput, ...]
+    plans: int = 1
+    changes: int = 0
+    limit: int | None = None
+    replace: bool = False
+    max_cost_usd: float | None = None
+    op: str | None = None
+    config: dict[str, Any] | None = None
+    snapshot: str | None = None
     format: int = 1

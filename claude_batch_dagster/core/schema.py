@@ -56,6 +56,7 @@ class Field:
         item: Of a list: what it holds.
         children: Of a struct.
         required: Whether a valid answer always has a value here.
+        values: Of an enum: what it may be; empty for anything.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Field:
     item: "Field | None" = None
     children: "tuple[Field, ...]" = ()
     required: bool = True
+    values: tuple[object, ...] = ()
 
 
 def canonical_schema(task_name: str, output: "type[OutputModel] | Mapping[str, object]") -> dict[str, object]:
@@ -244,7 +246,8 @@ def _field(name: str, node: Mapping[str, Any], root: Mapping[str, Any], *, requi
     plain = {"string": FieldType.STRING, "integer": FieldType.INTEGER, "number": FieldType.NUMBER, "boolean": FieldType.BOOLEAN}
     required = required and not nullable
     if isinstance(kind, str) and kind in plain:
-        return Field(name=name, type=plain[kind], description=description, required=required)
+        allowed = tuple(value for value in values if value is not None)
+        return Field(name=name, type=plain[kind], description=description, required=required, values=allowed)
     if kind == "array" and isinstance(node.get("items"), Mapping):
         return Field(
             name=name,

@@ -7,7 +7,7 @@ The first client starts a supervisor process, which starts the rest; others atta
 that one ends. Nothing here starts a thread or touches a signal handler of the calling process.
 """
 
-from claude_batch_dagster.embedded.client import Stack, attach, find_stack, stop_stack
+from claude_batch_dagster.embedded.client import Stack, attach, find_stack, has_ended, stop_stack
 from claude_batch_dagster.embedded.folder import stack_folder
 
-__all__ = ["Stack", "attach", "find_stack", "stack_folder", "stop_stack"]
+__all__ = ["Stack", "attach", "find_stack", "has_ended", "stack_folder", "stop_stack"]

@@ -76,6 +76,12 @@ def find_stack(root: str) -> Stack | None:
     return _describe(folder, root, record) if record and record.running and record.state is State.READY else None
 
 
+def has_ended(root: str) -> bool:
+    """Tell whether the root had a stack on this machine, and has none now."""
+    record = Folder(stack_folder(root)).read()
+    return record is not None and not record.running
+
+
 def stop_stack(root: str) -> int | None:
     """End the root's stack whoever uses it; return how many clients it had, None where none ran."""
     folder = Folder(stack_folder(root))

@@ -148,6 +148,12 @@ def _read_marker(output: Store, content: bytes) -> Marker:
         ) from error
 
 
+def read_marker(output: Store) -> Marker | None:
+    """Return what claims a folder, None where nothing of ours does."""
+    content = output.get(MARKER)
+    return None if content is None else _read_marker(output, content)
+
+
 def is_whole_output(output: Store, path: str) -> bool:
     """Tell whether a file of ours is there and holds all rows of its source, not the first ones only."""
     if not output.exists(path):

@@ -109,6 +109,11 @@ def read_done(store: Store, number: int) -> DoneRecord | None:
     return None if content is None else decode_stored(store, f"done/{number}.json", content, _decode_done)
 
 
+def done_numbers(store: Store) -> set[int]:
+    """Return the numbers of the runs that are over: one list, no record is read."""
+    return set(_numbers(store, "done"))
+
+
 def write_done(store: Store, number: int, record: DoneRecord) -> DoneRecord:
     """Write `done/{number}.json` put-if-absent; return the one that is there."""
     store.put_if_absent(f"done/{number}.json", msgspec.json.encode(record))

@@ -1,6 +1,7 @@
-"""A Parquet dataset to ask about: one file, or a folder of files in hive layout. Read in pieces, never whole.
+"""A Parquet dataset to ask about: files, with the columns of their paths. Read in pieces, never whole.
 
 - Order: files by path, rows as they stand in the file. This is the order of the output.
+- Partitions: of the files' paths, or of a column in the files; then a file is listed once for each value of it.
 - A file is what its content is: local files are known by SHA-256, objects by ETag and size.
 """
 
@@ -8,9 +9,8 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from urllib.parse import unquote
+from dataclasses import replace
+from functools import partial
 from uuid import UUID
 
 import numpy as np
@@ -22,28 +22,15 @@ import pyarrow.parquet as pq
 from claude_batch_dagster.core.errors import SourceError
 from claude_batch_dagster.core.spelling import suggest
 from claude_batch_dagster.storage.arrays import repeat_word, to_numpy
-from claude_batch_dagster.storage.dataset import ParquetDataset
-from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.column_partitions import PartitionRows, filter_rows, find_partitions, hash_once, look_once
+from claude_batch_dagster.storage.dataset import ListedDataset, ParquetDataset
+from claude_batch_dagster.storage.listing import SourceFile as SourceFile
+from claude_batch_dagster.storage.listing import list_dataset, read_version
 
 PIECE_ROWS = 2_048
 PIECE_BYTES = 32 << 20
 """A piece has fewer rows where they are long."""
 SHOWN_DUPLICATES = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file as it was listed.
-
-    Attributes:
-        path: Below the source's store.
-        version: ETag; changes when the file does.
-        hive: (column, value) pairs of its path.
-    """
-
-    path: str
-    version: str
-    hive: tuple[tuple[str, str], ...] = ()
 
 
 class Source:
@@ -56,27 +43,14 @@ class Source:
     def __init__(self, dataset: ParquetDataset) -> None:
         self.dataset = dataset
         self.uri = dataset.uri
-        self._digests: dict[tuple[str, str], str] = {}
-        local = None if "://" in self.uri else Path(self.uri)
-        if local is not None and not local.exists():
-            raise SourceError(f"The source {self.uri} does not exist. Nothing was sent. Check the path.", uri=self.uri)
-        single = local.is_file() if local is not None else self.uri.endswith((".parquet", ".pq"))
-        folder, _, name = self.uri.rpartition("/")
-        self._store = Store(folder if single else self.uri, refusal=SourceError)
-        self.files = self._list(name if single else None)
-        found = {tuple(column for column, _ in file.hive) for file in self.files}
-        if len(found) > 1:
-            shapes = " and ".join(sorted("/".join(f"{column}=..." for column in shape) or "no folder" for shape in found))
-            raise SourceError(
-                f"The files of {self.uri} lie in different layouts: {shapes}. Nothing was sent. Give the folder of one of them."
-            )
-        self.hive_columns = found.pop()
-        if dataset.partition_column is not None and dataset.partition_column not in self.hive_columns:
-            there = f"its hive columns are {', '.join(self.hive_columns)}" if self.hive_columns else "it has no hive columns"
-            raise SourceError(
-                f"The partition column {dataset.partition_column!r} is no folder level of {self.uri}; {there}. Nothing was sent. "
-                f"Lay the files out as {dataset.partition_column}=VALUE/part-0.parquet, or leave the partition column out."
-            )
+        self._digests: dict[tuple[str, str, str | None], str] = {}
+        self._rows: dict[tuple[str, str | None], PartitionRows] = {}
+        self._listing = list_dataset(dataset)
+        self._store = self._listing.store
+        self.files = self._listing.files
+        self.hive_columns = self._listing.hive_columns
+        if dataset.partition_column is not None and dataset.partition_column not in self.hive_columns and self.files:
+            self.files = self._split_files(dataset.partition_column)
 
     def partition_keys(self) -> Sequence[str | None]:
         """Return the partitions, sorted; [None] for a source without a partition column."""
@@ -86,6 +60,8 @@ class Source:
 
     def partition_of(self, file: SourceFile) -> str | None:
         """Return the partition that a file belongs to, None without a partition column."""
+        if file.value is not None:
+            return file.value
         return dict(file.hive).get(self.dataset.partition_column) if self.dataset.partition_column else None
 
     def files_of(self, partition: str | None) -> list[SourceFile]:
@@ -97,9 +73,15 @@ class Source:
         files = [file for file in self.files if self.partition_of(file) == partition]
         if not files:
             raise SourceError(
-                f"Partition {partition!r} has no folder {self.dataset.partition_column}={partition}/ in {self.uri}. Nothing of it was sent. Write it first."
+                f"Partition {partition!r} has no {self._listing.describe_place(partition)}. Nothing of it was sent. Write it first."
             )
         return files
+
+    def uri_of(self, partition: str | None) -> str:
+        """Return where a partition's rows can be found later: its file, where a run wrote it, else the source as it was named."""
+        if isinstance(self.dataset, ListedDataset) and self.dataset.files is not None:
+            return self.name(self.files_of(partition)[0])
+        return self.uri
 
     def schema(self, file: SourceFile | None = None) -> pa.Schema:
         """Return the columns of a file (the first by default), its path's as strings at the end."""
@@ -114,6 +96,8 @@ class Source:
 
     def row_count(self, file: SourceFile) -> int:
         """Return a file's rows, from its footer."""
+        if file.value is not None:
+            return self._rows[file.path, file.value].count
         with self._opened(file) as parquet:
             return int(parquet.metadata.num_rows)
 
@@ -123,9 +107,10 @@ class Source:
 
     def digest(self, file: SourceFile) -> str:
         """Return what the file's content and its path's columns hash to, 32 hex digits; computed once for each version listed."""
-        known = self._digests.get((file.path, file.version))
+        place = (file.path, file.version, file.value)
+        known = self._digests.get(place)
         if known is None:
-            known = self._digests[file.path, file.version] = self._hash(file)
+            known = self._digests[place] = self._hash(file)
         return known
 
     def pieces(self, file: SourceFile, columns: Sequence[str], rows: int = PIECE_ROWS) -> Iterator[pa.RecordBatch]:
@@ -155,7 +140,7 @@ class Source:
                     continue
                 arrays = [batch.column(column) if column not in hive else repeat_word(hive[column], batch.num_rows) for column in columns]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
-        if self._version(file) != file.version:
+        if read_version(self._store, file.path) != file.version:
             raise SourceError(f"{self.name(file)} changed while it was read. Nothing was sent from it. Run again when its writer is done.")
 
     def check_keys(self, files: Sequence[SourceFile]) -> None:
@@ -212,7 +197,7 @@ class Source:
             for piece in self.pieces(file, keys, rows=65_536):
                 if any(column.null_count or pa.types.is_nested(column.type) for column in piece.columns):
                     return True
-                hashes[start : start + piece.num_rows] = _hash_rows(piece.columns)
+                hashes[start : start + piece.num_rows] = hash_rows(piece.columns)
                 start += piece.num_rows
         hashes = hashes[:start]
         hashes.sort()
@@ -248,34 +233,41 @@ class Source:
         counted = (file for file in self.files if partitions is None or self.partition_of(file) in partitions)
         return [(file.path, file.version) for file in counted]
 
-    def _list(self, name: str | None) -> list[SourceFile]:
-        found = [(name, self._version(SourceFile(path=name, version="")))] if name else self._store.list_versions("")
-        files = []
-        for path, version in found:
-            parts = path.split("/")
-            hidden = any(part.startswith(("_", ".")) and "=" not in part for part in parts)
-            if name is None and (hidden or not path.endswith((".parquet", ".pq"))):
-                continue
-            pairs = (part.partition("=") for part in parts[:-1] if "=" in part)
-            files.append(SourceFile(path=path, version=version, hive=tuple((column, unquote(value)) for column, _, value in pairs)))
-        if not files:
-            raise SourceError(f"The source {self.uri} has no Parquet file (*.parquet). Nothing was sent. Check the path.", uri=self.uri)
-        return files
+    def _split_files(self, column: str) -> list[SourceFile]:
+        """List each file once for each value of a partition column that stands in the files."""
+        names = self.schema(self.files[0]).names
+        if column not in names:
+            there = f"its hive columns are {', '.join(self.hive_columns)}" if self.hive_columns else "it has no hive columns"
+            raise SourceError(
+                f"The partition column {column!r} is no folder level of {self.uri}; {there}, and its files the columns {', '.join(names)}. Nothing was "
+                f"sent. Lay the files out as {column}=VALUE/part-0.parquet, name a column of theirs, or leave the partition column out."
+            )
+        only = self.dataset.only if isinstance(self.dataset, ListedDataset) else None
+        split = []
+        for file in self.files:
+            found = look_once((self.name(file), file.version, column, only), partial(self._find_partitions, file, column, only))
+            split += [replace(file, value=value) for value in found]
+            self._rows |= {(file.path, value): rows for value, rows in found.items()}
+        return split
 
-    def _version(self, file: SourceFile) -> str:
-        try:
-            return self._store.version(file.path)
-        except FileNotFoundError:
-            raise SourceError(f"The source {self.name(file)} does not exist. Nothing was sent. Check the path.") from None
+    def _find_partitions(self, file: SourceFile, column: str, only: Collection[str] | None) -> dict[str, PartitionRows]:
+        with self._opened(file) as parquet:
+            if column not in parquet.schema_arrow.names:
+                raise SourceError(
+                    f"{self.name(file)} has no column {column!r}, which other files of {self.uri} have. Nothing was sent. Write it again."
+                )
+            return find_partitions(parquet, column, only, self.name(file))
 
     def _hash(self, file: SourceFile) -> str:
         content = hashlib.sha256()
         if self._store.folder is None:
             content.update(f"{self._store.uri}/{file.path} {file.version}".encode())
-        else:
+        elif file.value is None:
             for chunk in self._store.stream(file.path):
                 content.update(chunk)
-        content.update(repr(file.hive).encode())
+        else:
+            content.update(hash_once(self._store, file.path, file.version))
+        content.update(repr(file.hive if file.value is None else (file.hive, file.value)).encode())
         return content.hexdigest()[:32]
 
     @contextmanager
@@ -295,15 +287,23 @@ class Source:
 
     def _batches(self, parquet: pq.ParquetFile, file: SourceFile, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
         try:
+            if columns and file.value is not None and self.dataset.partition_column is not None:
+                read = list(dict.fromkeys((*columns, self.dataset.partition_column)))
+                groups = self._rows[file.path, file.value].groups
+                fitting = _fitting_rows(parquet.metadata, read, rows)
+                batches = _read_ahead(parquet.iter_batches(fitting, row_groups=groups, columns=read, use_threads=False))
+                yield from filter_rows(batches, self.dataset.partition_column, file.value)
+                return
             if columns:
                 yield from _read_ahead(
                     parquet.iter_batches(_fitting_rows(parquet.metadata, columns, rows), columns=columns, use_threads=False)
                 )
                 return
-            for start in range(0, parquet.metadata.num_rows, rows):
-                count = min(rows, parquet.metadata.num_rows - start)
+            total = parquet.metadata.num_rows if file.value is None else self.row_count(file)
+            for start in range(0, total, rows):
+                count = min(rows, total - start)
                 yield pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, pa.ArrowIndexError, OSError) as error:
             raise SourceError(
                 f"{self.name(file)} cannot be read: {_first_line(error)}. Nothing was sent from it. Write it again."
             ) from error
@@ -341,7 +341,7 @@ def _read_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
-def _hash_rows(columns: Sequence[pa.Array]) -> npt.NDArray[np.uint64]:
+def hash_rows(columns: Sequence[pa.Array]) -> npt.NDArray[np.uint64]:
     """Return a hash of each row: equal rows have equal ones, within this process."""
     mixed = np.zeros(len(columns[0]), np.uint64)
     for column in columns:

@@ -15,11 +15,18 @@ from datetime import timedelta
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowQueryFailedError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
-from claude_batch_dagster.core.contract import PROGRESS_QUERY, WORKFLOW_TYPE, Progress, RunInput, workflow_id
+from claude_batch_dagster.core.contract import PROGRESS_QUERY, QUESTION_MEMO, WORKFLOW_TYPE, Progress, RunInput, workflow_id
 from claude_batch_dagster.core.errors import RootError, RunError, TemporalUnavailableError, TransientError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry, Owner
 from claude_batch_dagster.core.submission import Mode
@@ -27,6 +34,8 @@ from claude_batch_dagster.storage.plans import read_done
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.connection import Connection, connect, find_reason
 from claude_batch_dagster.verbs.endpoint import name_root
+from claude_batch_dagster.verbs.progress import JobProgress
+from claude_batch_dagster.verbs.tally import Tally
 
 LOOK_EVERY_S = 0.5
 ASK_TEMPORAL_EVERY_S = 3.0
@@ -35,6 +44,7 @@ DEAD_OWNER_DRAIN_AFTER_S = 2.0
 LEAST_DRAIN_AFTER_S = 1.0
 NO_WORKER_AFTER_S = 15.0
 RPC_TIMEOUT = timedelta(seconds=5)
+_NANO = 1_000_000_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +57,8 @@ class Watched:
         idle_since_s: When its workflow was first seen not to run, on the monotonic clock.
         failure: Why its workflow failed; what it left open is drained all the same.
         drained: Whether this client started a drain.
+        running: Whether its workflow ran at the last look.
+        question: What a person has to decide, from the workflow's memo: known without a worker that answers.
     """
 
     entry: LogEntry
@@ -55,6 +67,8 @@ class Watched:
     idle_since_s: float | None = None
     failure: str | None = None
     drained: bool = False
+    running: bool = False
+    question: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,7 +117,10 @@ class Watch:
 
     async def _look_at_workflow(self, run: Watched, now_s: float, *, has_worker: bool) -> None:
         handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
-        status = await _find_status(handle)
+        described = await _describe(handle)
+        status = described.status if described else None
+        run.running = status is WorkflowExecutionStatus.RUNNING
+        run.question = (await described.memo()).get(QUESTION_MEMO) or None if described and run.running else None
         if status is WorkflowExecutionStatus.RUNNING:
             run.idle_since_s = None
             if has_worker:
@@ -254,6 +271,39 @@ async def cancel_run(
                 ) from error
 
 
+def describe_waiting(watch: Watch, own: LogEntry | None, total: Tally, *, elapsed_s: float) -> JobProgress:
+    """Return where a job stands that waits, and take the notes that were not shown yet.
+
+    Args:
+        watch: The runs that it waits for.
+        own: Its own one among them, None where others ask everything.
+        total: What its first plan counted.
+        elapsed_s: Since it began.
+    """
+    shown = next((run for run in watch.runs if own is None or run.entry.run_id == own.run_id), watch.runs[0])
+    told, done = shown.progress, shown.done
+    questions = [question for run in watch.runs if run.progress and run.done is None for question in run.progress.questions]
+    message = " ".join(watch.notes) or None
+    watch.notes.clear()
+    return JobProgress(
+        phase="wait",
+        rows_planned=total.rows,
+        requests_asked=total.asked,
+        requests_already_answered=total.already_answered,
+        requests_in_flight=total.in_flight,
+        batches_total=max(len(shown.entry.shards), told.submitted if told else 0, done.batches if done else 0),
+        batches_submitted=done.batches if done else told.submitted if told else 0,
+        batches_in_progress=0 if done else told.in_progress if told else 0,
+        batches_ended=done.batches if done else told.collected if told else 0,
+        cost_usd=(done.cost_nano_usd or 0) / _NANO if done else told.counts.cost_nano_usd / _NANO if told else 0.0,
+        elapsed_s=elapsed_s,
+        run=shown.entry.label,
+        workflow_id=workflow_id(shown.entry.run_id),
+        message=message,
+        question=name_root(questions[0], watch.store.uri) if questions else None,
+    )
+
+
 def _explain_no_worker(connection: Connection) -> str:
     if connection.start is not None:
         return (
@@ -297,9 +347,9 @@ def check_concluded(entry: LogEntry, done: DoneRecord) -> None:
         )
 
 
-async def _find_status(handle: WorkflowHandle[object, object]) -> WorkflowExecutionStatus | None:
+async def _describe(handle: WorkflowHandle[object, object]) -> WorkflowExecutionDescription | None:
     try:
-        return (await handle.describe(rpc_timeout=RPC_TIMEOUT)).status
+        return await handle.describe(rpc_timeout=RPC_TIMEOUT)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return None

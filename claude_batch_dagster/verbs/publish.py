@@ -155,7 +155,7 @@ class _Publisher:
                     "task": target.task.name,
                     "run": self.run,
                     "endpoint": self.job.endpoint,
-                    "source": source.uri,
+                    "source": source.uri_of(partition),
                     "key": list(self.job.source.key_columns),
                     "limit": self.limit,
                 },

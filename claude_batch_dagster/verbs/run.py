@@ -4,29 +4,40 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from temporalio.service import RPCError
 
 from claude_batch_dagster.core.contract import workflow_id
 from claude_batch_dagster.core.errors import ClaudeBatchError, CostError, RunError, TemporalUnavailableError, UsageError
-from claude_batch_dagster.core.records import DoneRecord, LogEntry, ModelUsage
-from claude_batch_dagster.core.status import STATUSES
+from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.submission import Mode
-from claude_batch_dagster.storage.plans import batch_ids, find_entry, list_submissions
+from claude_batch_dagster.storage.deferrals import remove_deferral
+from claude_batch_dagster.storage.plans import batch_ids, find_entry, list_submissions, read_done, read_entry
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.storage.tries import list_tried
 from claude_batch_dagster.verbs import execute
 from claude_batch_dagster.verbs.admit import admit_plan
 from claude_batch_dagster.verbs.aging import warn_of_aging
 from claude_batch_dagster.verbs.cap import check_cap
 from claude_batch_dagster.verbs.connection import Connection, connect
-from claude_batch_dagster.verbs.endpoint import name_root
-from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, Watched, check_concluded, open_watch, start_run
+from claude_batch_dagster.verbs.defer import (
+    Deferral,
+    Deferred,
+    Deferring,
+    defer_job,
+    find_ended,
+    read_tallies,
+    refuse_question,
+    remove_needless,
+    take_up,
+)
+from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, check_concluded, describe_waiting, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.lost_root import find_orphans, refuse_lost_root
 from claude_batch_dagster.verbs.plan import Plan, plan_job
 from claude_batch_dagster.verbs.progress import JobProgress, OnProgress
 from claude_batch_dagster.verbs.publish import PublishedOutput, publish_job
+from claude_batch_dagster.verbs.result import JobResult, describe_result
 from claude_batch_dagster.verbs.tally import Tally
 from claude_batch_dagster.verbs.upkeep import keep_up_answers
 from claude_batch_dagster.verbs.writable import check_writable
@@ -37,46 +48,6 @@ MAX_CHANGES = 3
 START_TRIES = 10
 START_EVERY_S = 3.0
 PROGRESS_EVERY_S = 1.0
-_NANO = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
-    """What an invocation did.
-
-    Attributes:
-        run: `r42`, the last own run; None where nothing was asked.
-        rows: Source rows over all outputs, as `total` and by status.
-        requests: `asked`, `already_answered` and `in_flight`, distinct.
-        batches: Of the own runs.
-        tokens: `input`, `output`, `cache_read`, `cache_write`, of the own runs.
-        cost_usd: What the own runs cost; None where a model has no price.
-        outputs: What was written; none when detached.
-        tallies: Of the first plan, by (task name, partition).
-        failed_partitions: Partitions left out, with the reason.
-        detached: The run goes on without this client.
-        warnings: For people.
-        limit: Set where a limit left rows out.
-        tries: What trying a new task cost the own runs, by the task's name; in `tokens` and `cost_usd` as well.
-    """
-
-    root: str
-    run: str | None
-    run_id: str | None
-    workflow_id: str | None
-    rows: dict[str, int]
-    requests: dict[str, int]
-    batches: int
-    tokens: dict[str, int]
-    cost_usd: float | None
-    outputs: tuple[PublishedOutput, ...]
-    tallies: dict[tuple[str, str | None], Tally]
-    failed_partitions: dict[str, str]
-    detached: bool
-    duration_s: float
-    warnings: tuple[str, ...]
-    limit: int | None = None
-    tries: dict[str, ModelUsage] = field(default_factory=dict)
 
 
 def run_job(
@@ -87,6 +58,7 @@ def run_job(
     detach: bool = False,
     confirm: Callable[[Plan], bool] | None = None,
     on_admitted: Callable[[LogEntry], None] | None = None,
+    deferring: Deferring | None = None,
 ) -> JobResult:
     """Plan, admit, execute and publish a job.
 
@@ -99,11 +71,12 @@ def run_job(
         detach: Return once the run is started; nothing is published.
         confirm: Asked before a plan with new requests is admitted; False ends the job.
         on_admitted: Called with the own run as soon as its keys are its own.
+        deferring: How the job may be left to its runs; a deferral of the same outputs is gone on with. None for never.
 
     Raises:
         ClaudeBatchError: Terminal or Transient, see the verbs. RunError: the own run failed; nothing was written.
     """
-    return _Runner(job, connection, on_progress, confirm, on_admitted).run(detach=detach)
+    return _Runner(job, connection, on_progress, confirm, on_admitted, deferring).run(detach=detach)
 
 
 def cancel_run(
@@ -130,6 +103,20 @@ def _tell_more(error: ClaudeBatchError) -> str:
     return str(error).replace("Nothing was sent", "Nothing more was sent")
 
 
+def _check_end(own: LogEntry, done: DoneRecord, failure: str | None) -> None:
+    """Raise where an own run is over and failed, or its counts do not add up.
+
+    Args:
+        own: The run.
+        done: How it ended.
+        failure: Why its workflow failed, None where it did not.
+    """
+    check_concluded(own, done)
+    reason = done.error if done.outcome == "failed" else failure
+    if done.outcome == "failed" or failure is not None:
+        raise RunError(f"Batch run {own.label} failed: {reason or 'no reason was recorded'}", run=own.label)
+
+
 def _find_cost(entry: LogEntry, done: DoneRecord | None) -> int:
     """Return what a run cost; the worst case of one that is not over, or whose model has no price."""
     if done is not None and done.cost_nano_usd is not None:
@@ -144,8 +131,15 @@ class _Runner:
     on_progress: OnProgress | None
     confirm: Callable[[Plan], bool] | None
     on_admitted: Callable[[LogEntry], None] | None
+    deferring: Deferring | None = None
     store: Store = field(init=False)
+    invoked_s: float = field(default_factory=time.monotonic)
     began_s: float = field(default_factory=time.monotonic)
+    began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    former: Deferral | None = None
+    deferred: Deferred | None = None
+    plans: int = 0
+    changes: int = 0
     own: list[tuple[LogEntry, DoneRecord | None]] = field(default_factory=list)
     waited: list[str] = field(default_factory=list)
     first: Plan | None = None
@@ -158,8 +152,21 @@ class _Runner:
 
     def run(self, *, detach: bool) -> JobResult:
         check_writable(self.job)
-        changes = 0
-        for _ in range(MAX_PLANS):
+        try:
+            self._take_up()
+            return self._carry_out(detach=detach)
+        except RunError as error:
+            if self.former is not None and "question" not in error.context:
+                # It is told now; who tries again begins anew.
+                remove_deferral(self.store, self.former.name)
+            raise
+
+    def _carry_out(self, *, detach: bool) -> JobResult:
+        if self.former is not None and (self.plans >= MAX_PLANS or self.changes >= MAX_CHANGES):
+            return self._end_former()
+        is_former = self.former is not None
+        while self.plans < MAX_PLANS:
+            self.plans += 1
             try:
                 plan = self._plan()
             except (CostError, _DeclinedError) as error:
@@ -176,30 +183,75 @@ class _Runner:
                 self.own.append((admission.own, None))
                 if self.on_admitted is not None:
                     self.on_admitted(admission.own)
+                self.changes += is_former
+            is_former = False
             if not admission.own and not admission.waits:
                 break
             asyncio.run(self._execute(admission.own, admission.waits, detach=detach))
             self.waited += [entry.run_id for entry in admission.waits]
-            if detach:
+            if detach or self.deferred is not None:
                 break
             if not admission.waits:
-                if changes == MAX_CHANGES or not plan.source.changed(self.job.partitions):
+                if self.changes >= MAX_CHANGES or not plan.source.changed(self.job.partitions):
                     break
-                changes += 1
+                self.changes += 1
                 self._report(
                     replace(self._planned("plan", plan.total), message="The source changed meanwhile: what is new in it is asked now.")
                 )
         else:
             self.gave_up = True
         assert self.first is not None, "there was at least one plan"
-        if detach:
+        if detach or self.deferred is not None:
             return self._result(self.first, (), dict(self.first.bad_partitions), detached=True)
         return self._publish(self.first)
+
+    def _take_up(self) -> None:
+        """Go on with what was deferred: its runs are this job's own."""
+        self.former = take_up(self.store, self.job, self.deferring) if self.deferring is not None else None
+        if self.former is None or self.deferring is None:
+            return
+        record = self.former.record
+        own = [(read_entry(self.store, run.number), read_done(self.store, run.number)) for run in record.runs if run.own]
+        failed = [f"{entry.label}, {done.error}" for entry, done in own if done is not None and done.outcome == "failed"]
+        if failed and self.deferring.collects is None:
+            # Who materializes by hand wants to try again, and not to be told of it first.
+            remove_deferral(self.store, self.former.name)
+            self.former = None
+            message = f"An earlier run was deferred, and its batch run failed ({failed[0]}). What was not answered is asked anew."
+            self._report(JobProgress(phase="plan", message=message))
+            return
+        self.own = own
+        self.plans, self.changes = record.plans, record.changes
+        self.began_at = datetime.fromisoformat(record.began_at)
+        self.began_s -= max(0.0, (datetime.now(UTC) - self.began_at).total_seconds())
+        for entry, done in own:
+            if done is not None:
+                _check_end(entry, done, None)
+        waiting = [read_entry(self.store, run.number) for run in record.runs if read_done(self.store, run.number) is None]
+        if waiting and self.deferring.collects is not None:
+            asyncio.run(self._refuse_questions(waiting))
+
+    async def _refuse_questions(self, waiting: Sequence[LogEntry]) -> None:
+        watch = await open_watch(self.connection, self.store, waiting)
+        await watch.look()
+        refuse_question(watch)
+
+    def _end_former(self) -> JobResult:
+        """Publish what a deferred job was answered, asking nothing more: it was planned so often, or its source changed so often."""
+        plan = self._plan(preview=True)
+        own = {entry.run_id for entry, _ in self.own}
+        waits = [entry for entry in plan.waits if entry.run_id in own]
+        if waits:
+            asyncio.run(self._execute(None, waits, detach=False))
+        self.gave_up = self.plans >= MAX_PLANS
+        if self.deferred is not None:
+            return self._result(plan, (), dict(plan.bad_partitions), detached=True)
+        return self._publish(plan)
 
     async def _reach_temporal(self) -> None:
         refuse_lost_root(self.store, await find_orphans(await connect(self.connection), self.connection, self.store))
 
-    def _plan(self) -> Plan:
+    def _plan(self, *, preview: bool = False) -> Plan:
         self._report(JobProgress(phase="plan", message=" ".join(warn_of_aging(self.store)) or None))
         last_s = time.monotonic()
 
@@ -210,18 +262,20 @@ class _Runner:
                 self._report(self._planned("plan", tally))
 
         try:
-            plan = plan_job(self.job, concluded_runs=[entry.run_id for entry, _ in self.own], waited_runs=self.waited, on_rows=on_rows)
+            own = [entry.run_id for entry, _ in self.own]
+            plan = plan_job(self.job, preview=preview, concluded_runs=own, waited_runs=self.waited, on_rows=on_rows)
         except ClaudeBatchError as error:
             if self.own:
                 kept = f"What batch run {self.own[-1][0].label} was answered is kept: the same command again asks only for the rest."
                 error.args = (f"{_tell_more(error)} {kept}",)
             raise
-        check_cap(self.job, plan, self._reserved_nano_usd())
         self.first = self.first or plan
+        if not preview:
+            check_cap(self.job, plan, self._reserved_nano_usd())
         self.last = plan
         left_out = [f"Left out: {reason}" for reason in plan.bad_partitions.values()]
         self._report(replace(self._planned("plan", plan.total), message=" ".join(left_out) or None))
-        if plan.total.asked and self.confirm is not None and not self.confirm(plan):
+        if plan.total.asked and not preview and self.confirm is not None and not self.confirm(plan):
             requests = f"{plan.total.asked:,} {'request' if plan.total.asked == 1 else 'requests'}"
             if self.own:
                 raise _DeclinedError(
@@ -243,11 +297,13 @@ class _Runner:
             await watch.look()
             if watch.notes or time.monotonic() - last_s >= PROGRESS_EVERY_S or not watch.open:
                 last_s = time.monotonic()
-                self._report(self._waiting(watch, own))
-            if own is not None and self.own[-1][1] is None:
-                # At once: a refused key must not wait for other runs' batches.
-                self._conclude(own, watch.runs[0])
+                self._report(describe_waiting(watch, own, self._total(), elapsed_s=time.monotonic() - self.began_s))
+            # At once: a refused key must not wait for other runs' batches.
+            self._conclude(watch)
             if not watch.open:
+                break
+            if self._may_leave(watch):
+                self._leave(watch)
                 break
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -265,14 +321,40 @@ class _Runner:
                     ) from error
                 await asyncio.sleep(START_EVERY_S)
 
-    def _conclude(self, own: LogEntry, run: Watched) -> None:
-        if run.done is None:
-            return
-        self.own[-1] = (own, run.done)
-        check_concluded(own, run.done)
-        reason = run.done.error if run.done.outcome == "failed" else run.failure
-        if run.done.outcome == "failed" or run.failure is not None:
-            raise RunError(f"Batch run {own.label} failed: {reason or 'no reason was recorded'}", run=own.label)
+    def _conclude(self, watch: Watch) -> None:
+        for index, (own, done) in enumerate(self.own):
+            run = next((run for run in watch.runs if run.entry.run_id == own.run_id), None)
+            if done is None and run is not None and run.done is not None:
+                self.own[index] = (own, run.done)
+                _check_end(own, run.done, run.failure)
+
+    def _may_leave(self, watch: Watch) -> bool:
+        """Tell whether the job may be left to its runs: a run without a workflow is settled by who waits for it."""
+        if self.deferring is None or self.deferring.wait_s is None:
+            return False
+        return time.monotonic() - self.invoked_s >= self.deferring.wait_s and all(run.running for run in watch.open)
+
+    def _leave(self, watch: Watch) -> None:
+        assert self.deferring is not None, "it may leave"
+        assert self.first is not None, "a plan came first"
+        if self.deferring.collects is not None:
+            refuse_question(watch)
+        self.deferred = defer_job(
+            self.store,
+            self.job,
+            self.deferring,
+            former=self.former,
+            own=[entry for entry, _ in self.own],
+            waits=[run.entry for run in watch.open],
+            tallies=self._first_tallies(self.first),
+            began_at=self.began_at,
+            plans=self.plans,
+            changes=self.changes,
+        )
+
+    def _first_tallies(self, plan: Plan) -> dict[tuple[str, str | None], Tally]:
+        """Return what the job's first plan counted, also where that was made before it was deferred; partitions that came since with it."""
+        return plan.tallies if self.former is None else plan.tallies | read_tallies(self.former.record.planned)
 
     def _reserved_nano_usd(self) -> int:
         """Return what own runs cost: a further round may have cost more than the worst case, which asks each request once."""
@@ -287,49 +369,30 @@ class _Runner:
         label = self.own[-1][0].label if self.own else None
         # Before the answers are opened to be published, which is quicker then.
         keep_up_answers(self.job)
+        ended = find_ended(self.store, self.job, self.deferring) if self.deferring is not None else []
         published = publish_job(self.job, partitions, run=label, limit=plan.limit, own_batch_ids=own_batch_ids)
+        if self.deferring is not None:
+            done = {output.partition for output in published.outputs} - published.failed_partitions.keys()
+            remove_needless(self.store, ended, self.job, self.deferring, done)
+        if self.former is not None:
+            # A partition that could not be published is told by this run, which fails; one beyond the limit was not asked.
+            remove_deferral(self.store, self.former.name)
         return self._result(plan, published.outputs, {**last.bad_partitions, **published.failed_partitions}, detached=False)
 
     def _result(self, plan: Plan, outputs: tuple[PublishedOutput, ...], failed: dict[str, str], *, detached: bool) -> JobResult:
-        last = self.own[-1][0] if self.own else None
-        done = [record for _, record in self.own if record is not None]
-        usage = [line for record in done for line in record.usage]
-        costs = [record.cost_nano_usd for record in done]
-        rows = {"total": sum(sum(output.written.rows.values()) for output in outputs) if outputs else plan.total.rows}
-        rows |= {status: sum(output.written.rows[status] for output in outputs) for status in STATUSES}
-        return JobResult(
-            root=self.store.uri,
-            run=last.label if last else None,
-            run_id=last.run_id if last else None,
-            workflow_id=workflow_id(last.run_id) if last else None,
-            rows=rows,
-            requests={
-                "asked": sum(entry.keys.count for entry, _ in self.own),
-                "already_answered": plan.total.already_answered,
-                "in_flight": plan.total.in_flight,
-            },
-            batches=sum(record.batches for record in done),
-            tokens={
-                "input": sum(line.input_tokens for line in usage),
-                "output": sum(line.output_tokens for line in usage),
-                "cache_read": sum(line.cache_read_tokens for line in usage),
-                "cache_write": sum(line.cache_write_tokens for line in usage),
-            },
-            cost_usd=None if None in costs else sum(cost or 0 for cost in costs) / _NANO,
+        warnings = (*plan.warnings, *self.left, *self._changed(plan, outputs), *self._given_up())
+        return describe_result(
+            self.store,
+            self.own,
+            tallies=self._first_tallies(plan),
             outputs=outputs,
-            tallies=plan.tallies,
             failed_partitions=failed,
             detached=detached,
             duration_s=time.monotonic() - self.began_s,
-            warnings=(*plan.warnings, *self.left, *self._changed(plan, outputs), *self._given_up()),
+            warnings=warnings,
             limit=plan.limit,
-            tries={name: usage for entry, _ in self.own for name, usage in self._tries(entry).items()},
+            deferred=self.deferred,
         )
-
-    def _tries(self, entry: LogEntry) -> dict[str, ModelUsage]:
-        tried = list_tried(self.store, entry.run_id, [task.task_key for task in entry.tasks])
-        names = {task.task_key: task.name for task in entry.tasks}
-        return {names[task_key]: record.usage for task_key, record in tried.items() if record.usage is not None}
 
     def _given_up(self) -> list[str]:
         if not self.gave_up:
@@ -357,32 +420,9 @@ class _Runner:
             workflow_id=workflow_id(self.own[-1][0].run_id) if self.own else None,
         )
 
-    def _waiting(self, watch: Watch, own: LogEntry | None) -> JobProgress:
+    def _total(self) -> Tally:
         assert self.first is not None, "a plan came first"
-        total = self.first.total
-        shown = next((run for run in watch.runs if own is None or run.entry.run_id == own.run_id), watch.runs[0])
-        told = shown.progress
-        questions = [question for run in watch.runs if run.progress and run.done is None for question in run.progress.questions]
-        message = " ".join(watch.notes) or None
-        watch.notes.clear()
-        done = shown.done
-        return JobProgress(
-            phase="wait",
-            rows_planned=total.rows,
-            requests_asked=total.asked,
-            requests_already_answered=total.already_answered,
-            requests_in_flight=total.in_flight,
-            batches_total=max(len(shown.entry.shards), told.submitted if told else 0, done.batches if done else 0),
-            batches_submitted=done.batches if done else told.submitted if told else 0,
-            batches_in_progress=0 if done else told.in_progress if told else 0,
-            batches_ended=done.batches if done else told.collected if told else 0,
-            cost_usd=(done.cost_nano_usd or 0) / _NANO if done else told.counts.cost_nano_usd / _NANO if told else 0.0,
-            elapsed_s=time.monotonic() - self.began_s,
-            run=shown.entry.label,
-            workflow_id=workflow_id(shown.entry.run_id),
-            message=message,
-            question=name_root(questions[0], self.store.uri) if questions else None,
-        )
+        return self.first.total
 
     def _report(self, progress: JobProgress) -> None:
         if self.on_progress is not None:

@@ -9,7 +9,7 @@ from claude_batch_dagster.cli.report import Known, exit_code_of, failure_object,
 from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.verbs.paid import Paid
 from claude_batch_dagster.verbs.progress import JobProgress
-from claude_batch_dagster.verbs.run import JobResult
+from claude_batch_dagster.verbs.result import JobResult
 
 TOKENS = {"input": 10, "output": 5, "cache_read": 1, "cache_write": 0}
 PAID = Paid(batches=2, tokens=TOKENS, cost_nano_usd=500_000_000)

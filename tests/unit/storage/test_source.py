@@ -189,9 +189,11 @@ def test_files_in_different_layouts_are_refused(tmp_path: Path) -> None:
     assert "lie in different layouts: day=... and no folder. Nothing was sent" in refused(lambda: read(tmp_path))
 
 
-def test_a_partition_column_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", {"id": [1], "day": ["x"]})
-    assert "The partition column 'day' is no folder level" in refused(lambda: read(tmp_path, partition_column="day"))
+def test_a_partition_column_that_is_no_folder_and_no_column_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"id": [1], "date": ["x"]})
+    message = refused(lambda: read(tmp_path, partition_column="day"))
+    assert "The partition column 'day' is no folder level" in message
+    assert "its files the columns id, date" in message
 
 
 def test_a_partition_without_a_folder_is_refused(tmp_path: Path) -> None:
