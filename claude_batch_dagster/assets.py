@@ -4,27 +4,28 @@ The specs carry what the body needs to know (source, tasks, columns), so that `c
 """
 
 import inspect
-import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
+from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
 
+from claude_batch_dagster.asked import AskedAsset
 from claude_batch_dagster.core.errors import UsageError
-from claude_batch_dagster.core.prompt_function import name_function
 from claude_batch_dagster.core.status import STATUS_DESCRIPTIONS
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.storage.dataset import ParquetDataset
+from claude_batch_dagster.storage.dataset import Dataset, ParquetDataset
+from claude_batch_dagster.translator import ClaudeBatchTranslator, ClaudeBatchTranslatorData, add_code_references, place_of, translate
 
-IO_MANAGER_KEY = "claude_batch_io_manager"
-TASK_METADATA_KEY = "claude_batch/task"
+# What a code location says it is made of. Dagster imports this name, and does not declare that it exports it.
+dg.DagsterLibraryRegistry.register(  # type: ignore[attr-defined]
+    "claude-batch-dagster", version("claude-batch-dagster"), is_dagster_package=False
+)
+
 CHECK_NAME = "rows_answered"
-KINDS = ("claude", "parquet")
-SHOWN_WIDTH = 92
 # Each has a default, so that what a step gets always has all of them.
 RUN_CONFIG: Mapping[str, dg.Field] = {
     "limit": dg.Field(
@@ -51,44 +52,13 @@ RUN_CONFIG: Mapping[str, dg.Field] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskedAsset:
-    """What one asset asks about which rows.
-
-    Attributes:
-        task: What is asked.
-        source: The rows.
-        columns: What is carried from the source: "key", "all" or names.
-        fail_above: Share of failed rows, 0 to 1, above which nothing is published; None for never.
-    """
-
-    task: ClaudeTask
-    source: ParquetDataset
-    columns: str | tuple[str, ...]
-    fail_above: float | None = None
-
-
-class AskedAssetText(str):
-    """The value of the spec's metadata `claude_batch/task`: a line for people that brings the AskedAsset along.
-
-    Dagster keeps a spec's metadata as it was given and shows any string as it is, so this needs no registry beside the definitions.
-    """
-
-    asked: AskedAsset
-
-    def __new__(cls, asked: AskedAsset) -> "AskedAssetText":
-        """Make the line."""
-        text = super().__new__(cls, f"{asked.task.kind} by {asked.task.model}, over {asked.source.uri}")
-        text.asked = asked
-        return text
-
-
 def claude_batch_assets(
     *,
-    source: ParquetDataset,
+    source: Dataset,
     tasks: Sequence[ClaudeTask],
     columns: str | Sequence[str] = "key",
     fail_above: float | None = None,
+    wait_for: timedelta | None = None,
     partitions_def: "dg.PartitionsDefinition[str] | None" = None,
     backfill_policy: dg.BackfillPolicy | None = None,
     name: str | None = None,
@@ -100,6 +70,8 @@ def claude_batch_assets(
     pool: str | None = None,
     retry_policy: dg.RetryPolicy | None = None,
     automation_condition: "dg.AutomationCondition[Any] | None" = None,
+    freshness_policy: dg.FreshnessPolicy | None = None,
+    translator: ClaudeBatchTranslator | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Define one asset for each task; the body is `yield from claude_batch.run(context)`.
 
@@ -126,6 +98,9 @@ def claude_batch_assets(
         columns: What the outputs carry from the source: "key", "all" or names.
         fail_above: Share of failed rows, 0 to 1, above which a run fails and publishes nothing: the table that is there stays. None: a
             run succeeds whatever became of its rows, and the check warns.
+        wait_for: How long a run waits for its batches. One that has waited so long ends well without a materialization, and
+            `build_claude_batch_sensor` requests the run that publishes once the batches are over. `timedelta(0)` never waits, None waits
+            to the end; a run of a backfill waits in any case.
         partitions_def: Its keys are the values of the source's `partition_column`. None for one output of all rows.
         backfill_policy: Of the range of a backfill; a single run unless told otherwise.
         name: Of the op; the body's name unless told otherwise.
@@ -137,74 +112,138 @@ def claude_batch_assets(
         pool: That the op takes a slot of while it waits.
         retry_policy: Of the op; what cannot end differently is not retried.
         automation_condition: Of all assets.
+        freshness_policy: Of all assets.
+        translator: Makes the specs of the assets; what it changes wins over the arguments here.
 
     Raises:
-        UsageError: Terminal. No tasks, two of one name, an `async` body, or partitions without a partition column or the other way round.
+        UsageError: Terminal. No tasks, two of one name, an `async` body, or partitions without a partition column or the other way round;
+            or a translator whose specs lack what the body needs.
     """
-    carried = columns if isinstance(columns, str) else tuple(columns)
-    asked = [AskedAsset(task=task, source=source, columns=carried, fail_above=fail_above) for task in tasks]
-    _refuse_contradictions(asked, source, columns, partitions_def)
-    prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix or ())
-    specs = [
-        dg.AssetSpec(
-            [*prefix, one.task.name],
-            deps=[] if source.asset is None else [source.asset],
-            description=_describe(one),
-            metadata={TASK_METADATA_KEY: AskedAssetText(one)},
-            skippable=True,
-            group_name=group_name,
-            code_version=one.task.task_key,
-            automation_condition=automation_condition,
-            owners=owners,
-            tags=tags,
-            kinds=set(KINDS),
-            partitions_def=partitions_def,
-        ).with_io_manager_key(IO_MANAGER_KEY)
-        for one in asked
-    ]
-    if backfill_policy is None and partitions_def is not None:
-        backfill_policy = dg.BackfillPolicy.single_run()
+    specs = build_claude_batch_asset_specs(
+        source=source,
+        tasks=tasks,
+        columns=columns,
+        fail_above=fail_above,
+        wait_for=wait_for,
+        partitions_def=partitions_def,
+        key_prefix=key_prefix,
+        group_name=group_name,
+        owners=owners,
+        tags=tags,
+        automation_condition=automation_condition,
+        freshness_policy=freshness_policy,
+        translator=translator,
+    )
 
     def define(body: Callable[..., Any]) -> dg.AssetsDefinition:
-        if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
-            raise UsageError(
-                f"{body.__qualname__} is async. Dagster cannot stop an async body in order, so terminating the run would leave its batches "
-                "at the API. Write `def` and `yield from claude_batch.run(context)`."
-            )
-        return dg.multi_asset(
+        return define_assets(
+            body,
+            [add_code_references(spec, place_of(body)) for spec in specs],
             name=name,
-            specs=specs,
-            check_specs=[
-                dg.AssetCheckSpec(CHECK_NAME, asset=spec.key, description="Every row has an answer, a refusal or nothing to ask about.")
-                for spec in specs
-            ],
-            can_subset=True,
-            config_schema=None if "config" in inspect.signature(body).parameters else dict(RUN_CONFIG),
             partitions_def=partitions_def,
             backfill_policy=backfill_policy,
             op_tags=op_tags,
             pool=pool,
             retry_policy=retry_policy,
-        )(_refuse_lost_events(body))
+        )
 
     return define
 
 
-def asked_assets(definition: dg.AssetsDefinition) -> dict[dg.AssetKey, AskedAsset]:
-    """Return what each asset of a definition asks.
+def build_claude_batch_asset_specs(
+    *,
+    source: Dataset,
+    tasks: Sequence[ClaudeTask],
+    columns: str | Sequence[str] = "key",
+    fail_above: float | None = None,
+    wait_for: timedelta | None = None,
+    partitions_def: "dg.PartitionsDefinition[str] | None" = None,
+    key_prefix: str | Sequence[str] | None = None,
+    group_name: str | None = None,
+    owners: Sequence[str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    automation_condition: "dg.AutomationCondition[Any] | None" = None,
+    freshness_policy: dg.FreshnessPolicy | None = None,
+    translator: ClaudeBatchTranslator | None = None,
+) -> list[dg.AssetSpec]:
+    """Return the specs that `claude_batch_assets` would define, one for each task, and define nothing.
+
+    For a code location that only names the assets of another, and for `@dg.multi_asset(specs=..., can_subset=True)` with a body of one's own
+    around `yield from claude_batch.run(context)`. The arguments are those of `claude_batch_assets`.
 
     Raises:
-        UsageError: Terminal. The definition was not made by `claude_batch_assets`.
+        UsageError: Terminal. As `claude_batch_assets`.
     """
-    found = {key: metadata.get(TASK_METADATA_KEY) for key, metadata in definition.metadata_by_key.items()}
-    asked = {key: text.asked for key, text in found.items() if isinstance(text, AskedAssetText)}
-    if not asked or len(asked) < len(found):
-        strange = ", ".join(sorted(key.to_user_string() for key in found if key not in asked))
-        raise UsageError(
-            f"claude_batch.run() was called for {strange or 'no asset'}, whose metadata has no {TASK_METADATA_KEY}. Nothing was sent. "
-            "Define the assets with @claude_batch_assets, and keep that entry where specs are changed afterwards."
+    carried = columns if isinstance(columns, str) else tuple(columns)
+    data = [
+        ClaudeBatchTranslatorData(
+            task=task,
+            source=source,
+            columns=carried,
+            fail_above=fail_above,
+            wait_for=wait_for,
+            partitions_def=partitions_def,
+            key_prefix=(key_prefix,) if isinstance(key_prefix, str) else tuple(key_prefix or ()),
+            group_name=group_name,
+            owners=None if owners is None else tuple(owners),
+            tags=tags,
+            automation_condition=automation_condition,
+            freshness_policy=freshness_policy,
         )
-    return asked
+        for task in tasks
+    ]
+    _refuse_contradictions([one.asked for one in data], source, columns, partitions_def)
+    specs = [translate(translator or ClaudeBatchTranslator(), one) for one in data]
+    twice = [key for key, count in Counter(spec.key for spec in specs).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"The translator gave two tasks the asset key {twice[0].to_user_string()!r}. Each needs a key, and a folder, of its own."
+        )
+    return specs
+
+
+def define_assets(
+    body: Callable[..., Any],
+    specs: Sequence[dg.AssetSpec],
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    partitions_def: "dg.PartitionsDefinition[str] | None" = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    op_tags: Mapping[str, Any] | None = None,
+    pool: str | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+    required_resource_keys: set[str] | None = None,
+) -> dg.AssetsDefinition:
+    """Return the assets of these specs, computed by one body.
+
+    Raises:
+        UsageError: Terminal. The body is `async`.
+    """
+    if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+        raise UsageError(
+            f"{body.__qualname__} is async. Dagster cannot stop an async body in order, so terminating the run would leave its batches "
+            "at the API. Write `def` and `yield from claude_batch.run(context)`."
+        )
+    if backfill_policy is None and partitions_def is not None:
+        backfill_policy = dg.BackfillPolicy.single_run()
+    return dg.multi_asset(
+        name=name,
+        description=description,
+        specs=specs,
+        check_specs=[
+            dg.AssetCheckSpec(CHECK_NAME, asset=spec.key, description="Every row has an answer, a refusal or nothing to ask about.")
+            for spec in specs
+        ],
+        can_subset=True,
+        config_schema=None if "config" in inspect.signature(body).parameters else dict(RUN_CONFIG),
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy,
+        op_tags=op_tags,
+        pool=pool,
+        retry_policy=retry_policy,
+        required_resource_keys=required_resource_keys,
+    )(_refuse_lost_events(body))
 
 
 def _refuse_lost_events(body: Callable[..., Any]) -> Callable[..., Iterator[object]]:
@@ -233,7 +272,7 @@ def _lost_events(body: Callable[..., Any], what: str, value: object) -> dg.Failu
 
 
 def _refuse_contradictions(
-    asked: Sequence[AskedAsset], source: ParquetDataset, columns: str | Sequence[str], partitions_def: "dg.PartitionsDefinition[str] | None"
+    asked: Sequence[AskedAsset], source: Dataset, columns: str | Sequence[str], partitions_def: "dg.PartitionsDefinition[str] | None"
 ) -> None:
     if not asked:
         raise UsageError("claude_batch_assets has no tasks, so there is nothing to ask. Give it at least one.")
@@ -249,10 +288,15 @@ def _refuse_contradictions(
         raise UsageError(
             f"claude_batch_assets has fail_above={fail_above}; it is a share of the rows, 0 to 1. For 5 % of them: fail_above=0.05."
         )
+    wait_for = asked[0].wait_for
+    if wait_for is not None and wait_for < timedelta(0):
+        raise UsageError(
+            f"claude_batch_assets has wait_for={wait_for!r}; it cannot be negative. Write timedelta(0) for a run that does not wait, None for one that waits to the end."
+        )
     if partitions_def is None:
         if source.partition_column is not None:
             raise UsageError(
-                f"The source {source.path} has partition_column={source.partition_column!r}, and claude_batch_assets has no partitions_def: every "
+                f"The source {source.place} has partition_column={source.partition_column!r}, and claude_batch_assets has no partitions_def: every "
                 "materialization would ask about all of its partitions. Add a partitions_def whose keys are the values of "
                 f"{source.partition_column!r}, or leave partition_column out for one output of all rows."
             )
@@ -261,9 +305,9 @@ def _refuse_contradictions(
         raise UsageError(
             "claude_batch_assets has a MultiPartitionsDefinition; a source has one partition column. Use one of its dimensions."
         )
-    if source.partition_column is None:
+    if source.partition_column is None and not (isinstance(source, ParquetDataset) and source.path is None):
         raise UsageError(
-            f"claude_batch_assets has a partitions_def, but the source {source.path} has no partition_column. Name the hive column whose "
+            f"claude_batch_assets has a partitions_def, but the source {source.place} has no partition_column. Name the hive column whose "
             'values are the partition keys, for instance ParquetDataset(..., partition_column="day").'
         )
 
@@ -271,9 +315,10 @@ def _refuse_contradictions(
 def _refuse_collisions(asked: AskedAsset) -> None:
     """Refuse columns of one name as far as they are known before the source is read; the plan does for the rest."""
     source = asked.source
-    named = {"key": source.key_columns, "all": ()}.get(asked.columns, ()) if isinstance(asked.columns, str) else asked.columns
+    given = (asked.columns,) if isinstance(asked.columns, str) else asked.columns
+    named = [] if asked.columns == "all" else [name for one in given for name in (source.key_columns if one == "key" else (one,))]
     names = (
-        [name for name in named if name != source.partition_column]
+        [name for name in dict.fromkeys(named) if name != source.partition_column]
         + [field.name for field in asked.task.fields]
         + list(STATUS_DESCRIPTIONS)
     )
@@ -283,20 +328,3 @@ def _refuse_collisions(asked: AskedAsset) -> None:
             f"The output of {asked.task.name!r} would have two columns named {twice[0]!r}: carried from the source, defined by the task, or one of this "
             "tool's own. Carry fewer columns, or rename the task's field."
         )
-
-
-def _describe(asked: AskedAsset) -> str:
-    task = asked.task
-    about = f"`{task.column}`" if task.column else "each row"
-    what = {"summarize": f"A summary of {about}", "moderate": f"A moderation label for {about}"}.get(task.kind, f"An answer about {about}")
-    # Dagster's UI does not wrap a code block.
-    instructions = "\n".join(textwrap.fill(line, SHOWN_WIDTH) for line in (task.system or _show_prompt(task)).splitlines())
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", instructions)), default=0))
-    return (
-        f"{what}, by {task.model} through the Message Batches API: one row for each row of `{asked.source.path}`, with its status, tokens "
-        f"and cost.\n\n{fence}text\n{instructions}\n{fence}"
-    )
-
-
-def _show_prompt(task: ClaudeTask) -> str:
-    return task.prompt if isinstance(task.prompt, str) else f"{name_function(task.prompt)}(row), version {task.version}"

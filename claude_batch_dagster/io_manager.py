@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import ConfigDict, Field
 
 from claude_batch_dagster.core.errors import OutputError
+from claude_batch_dagster.loading import choose_conversion
 from claude_batch_dagster.storage.store import Store, absolute_uri, join_uri
 from claude_batch_dagster.verbs.endpoint import default_root, resolve_endpoint, root_for
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 OUTPUT_FOLDER = "output"
 ALLOW_MISSING = "allow_missing_partitions"
-LOADABLE = "pandas.DataFrame, pyarrow.Table and pyarrow.dataset.Dataset"
 
 
 class ClaudeBatchIOManager(dg.ConfigurableIOManager):
-    """Loads outputs as a pandas DataFrame, a pyarrow Table or a pyarrow Dataset; partitions come as one, with the partition as a column.
+    """Loads outputs by the argument's annotation; partitions come as one, with the partition as a column of text.
+
+    `pd.DataFrame`, `pa.Table`, `pl.DataFrame` are in memory; `ds.Dataset`, `pl.LazyFrame` and `duckdb.DuckDBPyRelation` read what is asked
+    of them. Polars and DuckDB come with the extras `polars` and `duckdb`.
 
     Every selected partition must be published, unless the input's metadata says `allow_missing_partitions: True`.
     """
@@ -50,7 +53,7 @@ class ClaudeBatchIOManager(dg.ConfigurableIOManager):
             OutputError: Terminal. Nothing is published for the asset or a partition, or the annotation is none of those that work.
         """
         wanted = context.dagster_type.typing_type
-        convert = _converter(wanted, context.asset_key)
+        convert = choose_conversion(wanted, context.asset_key)
         endpoint = resolve_endpoint(simulate=self.simulate, environ=os.environ, needs_key=False)
         folder = join_uri(outputs_folder(self.root or default_root(os.environ), self.output, endpoint), *context.asset_key.path)
         partitions = tuple(context.asset_partition_keys) if context.has_asset_partitions else None
@@ -121,22 +124,6 @@ def _published(paths: Iterable[str]) -> dict[str | None, str]:
         if name.endswith(".parquet") and "/" not in folder:
             found[unquote(folder.partition("=")[2]) if folder else None] = path
     return found
-
-
-def _converter(wanted: Any, asset_key: dg.AssetKey) -> Any:
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
-    if wanted is ds.Dataset:
-        return lambda dataset: dataset
-    if wanted is pa.Table or wanted is Any:
-        return lambda dataset: dataset.to_table()
-    if getattr(wanted, "__name__", None) == "DataFrame" and str(getattr(wanted, "__module__", "")).partition(".")[0] == "pandas":
-        return lambda dataset: dataset.to_table().to_pandas()
-    raise OutputError(
-        f"{asset_key.to_user_string()} cannot be loaded as {getattr(wanted, '__name__', wanted)}; {LOADABLE} work. Nothing was loaded. "
-        "Annotate the argument with one of them."
-    )
 
 
 def _remote_folder(uri: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""What a materialization says about itself: numbers that plot, the columns, a preview, and the way to the workflow."""
+"""What a materialization says about itself: numbers that plot, the columns, a chart, a preview, and the ways to the workflow and the batches."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,22 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from claude_batch_dagster.assets import AskedAsset
+from claude_batch_dagster.asked import AskedAsset
 from claude_batch_dagster.core.contract import workflow_id
 from claude_batch_dagster.core.schema import Field
 from claude_batch_dagster.core.status import FAILED_STATUSES, STATUS_DESCRIPTIONS, STATUSES
+from claude_batch_dagster.verbs.endpoint import ANTHROPIC
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from claude_batch_dagster.storage.label_counts import LabelCounts
     from claude_batch_dagster.verbs.connection import Connection
     from claude_batch_dagster.verbs.publish import PublishedOutput
-    from claude_batch_dagster.verbs.run import JobResult
+    from claude_batch_dagster.verbs.result import JobResult
 
 PREVIEW_ROWS = 5
 PREVIEW_CELL_CHARS = (120, 80, 50, 30, 20)
 INLINE_CHARS = 1_000
 """Dagster's UI shows shorter Markdown at once, longer only on a click (1.13.27, measured)."""
+CONSOLE_URL = "https://platform.claude.com/settings/workspaces/default/batches"
+"""Where the batches of the default workspace are listed. Source: platform.claude.com batch processing, "Tracking your batch" (checked 2026-11-23)."""
 PREVIEW_COLUMNS_LEFT_OUT = frozenset(("model", "stop_reason", "cost_usd", "request_key", "task_key", "batch_id", "answered_at"))
 
 
@@ -33,6 +37,8 @@ def materialization_metadata(
     fields: Sequence[Field],
     connection: "Connection",
     partitioned: bool,
+    endpoint: str,
+    labels: "LabelCounts | None" = None,
 ) -> dict[str, Any]:
     """Return the metadata of an asset, or of one of its partitions.
 
@@ -43,6 +49,8 @@ def materialization_metadata(
         fields: The task's, for their descriptions.
         connection: For the workflow's link.
         partitioned: Whether it speaks of one partition.
+        endpoint: Who answered.
+        labels: Answered rows by label, by column.
     """
     rows = count_rows(outputs)
     written = [output.written for output in outputs]
@@ -60,6 +68,7 @@ def materialization_metadata(
         "claude_batch/batches": min(result.batches, sum(one.batches for one in written)),
         "claude_batch/duration_s": round(result.duration_s, 3),
         **{f"claude_batch/{status}": count for status, count in rows.items()},
+        "claude_batch/endpoint": endpoint,
         "dagster/column_schema": table_schema(written[0].schema, fields),
         "dagster/uri": written[0].uri if len(written) == 1 else folder,
     }
@@ -71,6 +80,10 @@ def materialization_metadata(
         workflow = result.workflow_id or workflow_id(result.run_id)
         link = connection.workflow_url(workflow)
         metadata["claude_batch/workflow"] = dg.MetadataValue.url(link) if link else workflow
+    if endpoint == ANTHROPIC and result.batches:
+        metadata["claude_batch/console"] = dg.MetadataValue.url(CONSOLE_URL)
+    if labels:
+        metadata["claude_batch/labels"] = dg.MetadataValue.json(labels)
     metadata["preview"] = dg.MetadataValue.md(markdown_table([row for one in written for row in one.preview][:PREVIEW_ROWS]))
     return metadata
 

@@ -1,6 +1,7 @@
 """The resource: where the records and outputs lie, what a run may cost, how Temporal is reached. Its `run` is the body of the assets."""
 
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,26 +9,52 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import ConfigDict, Field
 
-from claude_batch_dagster.assets import CHECK_NAME, IO_MANAGER_KEY, RUN_CONFIG, AskedAsset, asked_assets
+from claude_batch_dagster.asked import AskedAsset, asked_assets
+from claude_batch_dagster.assets import CHECK_NAME, RUN_CONFIG
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.shard import MAX_REQUESTS
+from claude_batch_dagster.deferring import ALREADY_COLLECTED, describe_deferring, is_executed_again, observe_deferred, read_collected
 from claude_batch_dagster.io_manager import ClaudeBatchIOManager, count_statuses, outputs_folder
-from claude_batch_dagster.metadata import check_result, count_rows, data_version, materialization_metadata
+from claude_batch_dagster.metadata import check_result, count_rows, data_version
+from claude_batch_dagster.provenance import provenance_tags
+from claude_batch_dagster.sources import find_source, name_tables
+from claude_batch_dagster.storage.dataset import TableSnapshot
 from claude_batch_dagster.storage.store import join_uri
+from claude_batch_dagster.story import AssetStory
+from claude_batch_dagster.translator import IO_MANAGER_KEY
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.endpoint import default_root, is_simulated, resolve_endpoint, root_for
 from claude_batch_dagster.verbs.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_IN_FLIGHT_BATCHES, Job, Target
 from claude_batch_dagster.waiting import carry_out, connected, external_server, readable_failures
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from claude_batch_dagster.core.records import DeferralRecord
     from claude_batch_dagster.storage.source import Source
     from claude_batch_dagster.verbs.publish import PublishedOutput
-    from claude_batch_dagster.verbs.run import JobResult
+    from claude_batch_dagster.verbs.result import JobResult
+    from claude_batch_dagster.verbs.views import Views
 
 RESOURCE_KEY = "claude_batch"
 DEFAULT_MAX_COST_USD = 10.0
 SHOWN_PARTITIONS = 5
 Event = dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a resource's work is.
+
+    Attributes:
+        root: Simulated work's own where the work is simulated.
+        endpoint: Who answers.
+        external: The user's own Temporal, None for the root's embedded one.
+    """
+
+    root: str
+    endpoint: str
+    external: Connection | None
 
 
 class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -95,8 +122,8 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Ask what is not answered yet about the selected assets and partitions, wait, and publish.
 
         Yields:
-            A materialization and a check result for each selected asset. Where partitions failed: a materialization for each other
-            partition, before the failure that names them.
+            A materialization and a check result for each selected asset; nothing where the run is deferred (`wait_for`). Where partitions
+            failed: a materialization for each other partition, before the failure that names them.
 
         Raises:
             dg.Failure: Nothing, or not everything, was published; the description says why.
@@ -112,19 +139,33 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _materialize(self, context: dg.AssetExecutionContext, selected: Mapping[dg.AssetKey, AskedAsset]) -> Iterator[Event]:
         first = next(iter(selected.values()))
-        choices = self._choose(context)
         partitions = tuple(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else None
-        external = external_server(self.temporal_address, self.temporal_namespace, self.task_queue, self.temporal_ui_url)
         simulate = self.simulate or is_simulated(os.environ)
-        endpoint = self._endpoint(needs_key=external is None)
-        root = root_for(self.root_uri, endpoint)
+        place = self.find_place(needs_key=True)
+        root, endpoint = place.root, place.endpoint
         folder = outputs_folder(self.root_uri, self.output, endpoint)
-        with connected(external, root, simulate=simulate) as connection:
+        collects, collected = read_collected(context, root)
+        if collects is not None and collected is None and not is_executed_again(context):
+            context.log.info(ALREADY_COLLECTED)
+            return
+        source = find_source(
+            first.source,
+            root=root,
+            outputs=folder,
+            partitions=partitions,
+            partitions_def=context.assets_def.partitions_def,
+            upstream=context.assets_def.dependency_keys,
+            context=context,
+            kept=collected.snapshot if collected is not None else None,
+        )
+        choices = self._choose(context) if collected is None else _Choices.of(collected)
+        with connected(place.external, root, simulate=simulate) as reached:
+            connection = reached.connection
             job = Job(
                 root=root,
                 endpoint=endpoint,
                 temporal_namespace=connection.namespace,
-                source=first.source,
+                source=source,
                 targets=tuple(
                     Target(task=one.task, output=join_uri(folder, *key.path), columns=one.columns) for key, one in selected.items()
                 ),
@@ -141,10 +182,20 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 preflight=self.preflight,
                 dagster_run_id=context.run.run_id,
             )
-            result = carry_out(context, job, connection)
+            deferring = describe_deferring(
+                context,
+                list(selected),
+                first.wait_for,
+                collects=collects if collected is not None else None,
+                kept=name_tables(source) if isinstance(first.source, TableSnapshot) else None,
+            )
+            result = carry_out(context, job, reached, deferring)
+        if result.deferred is not None:
+            observe_deferred(context, list(selected), job, result.deferred, connection)
+            return
         from claude_batch_dagster.storage.source import Source
 
-        report = _Report(context=context, job=job, result=result, connection=connection, selected=selected, source=Source(first.source))
+        report = _Report(context=context, job=job, result=result, connection=connection, selected=selected, source=Source(source))
         yield from report.published()
 
     def _check(self, context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
@@ -187,6 +238,27 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                     f"{context.op_def.name}: config instead, or repeat every field of the resource."
                 )
 
+    def find_place(self, *, needs_key: bool) -> "Place":
+        """Return where the work is: the environment is read now.
+
+        Raises:
+            CredentialsError: Terminal. A key is needed, and there is none.
+        """
+        external = external_server(self.temporal_address, self.temporal_namespace, self.task_queue, self.temporal_ui_url)
+        endpoint = self._endpoint(needs_key=needs_key and external is None)
+        return Place(root=root_for(self.root_uri, endpoint), endpoint=endpoint, external=external)
+
+    def open_views(self) -> "AbstractContextManager[Views]":
+        """Open the outputs, answers, costs and runs of this resource as SQL views of a `views.connection` to DuckDB; nothing can be written.
+
+        Raises:
+            RootError: Terminal. DuckDB is not installed, or the root cannot be read.
+        """
+        from claude_batch_dagster.verbs.views import open_views
+
+        endpoint = self._endpoint(needs_key=False)
+        return open_views(root_for(self.root_uri, endpoint), [self.output] if self.output else [])
+
     @property
     def root_uri(self) -> str:
         """The root, before simulated work is put apart."""
@@ -228,6 +300,11 @@ class _Choices:
     max_cost_usd: float | None
     ask_again: tuple[str, ...] = ()
     retry_failed: bool = False
+
+    @classmethod
+    def of(cls, collected: "DeferralRecord") -> "_Choices":
+        """Return those of the run that was deferred; what it was to ask again, it asked."""
+        return cls(limit=collected.limit, replace=collected.replace, max_cost_usd=collected.max_cost_usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,12 +352,12 @@ class _Report:
     def _as_a_whole(self) -> Iterator[Event]:
         for key, one in self.selected.items():
             outputs = self._outputs(one)
-            versions = self._version(one, outputs)
+            versions, story = self._version(one, outputs), self._story(key, one, outputs)
             if self.job.partitions is None:
-                yield dg.MaterializeResult(asset_key=key, metadata=self._metadata(key, one, outputs), data_version=versions)
+                yield dg.MaterializeResult(asset_key=key, metadata=story.metadata(*outputs), data_version=versions)
             else:
                 for output in outputs:
-                    self.context.add_asset_metadata(self._metadata(key, one, [output]), asset_key=key, partition_key=output.partition)
+                    self.context.add_asset_metadata(story.metadata(output), asset_key=key, partition_key=output.partition)
                 yield dg.MaterializeResult(asset_key=key, data_version=versions)
             yield from self._checked(key, outputs)
 
@@ -288,12 +365,13 @@ class _Report:
         """Yield a materialization for each partition that was published: a MaterializeResult would count for the whole range."""
         for key, one in self.selected.items():
             outputs = self._outputs(one)
+            story = self._story(key, one, outputs)
             for output in outputs:
                 yield dg.AssetMaterialization(
                     asset_key=key,
                     partition=output.partition,
-                    metadata=self._metadata(key, one, [output]),
-                    tags={"dagster/data_version": self._version(one, [output]).value},
+                    metadata=story.metadata(output),
+                    tags=provenance_tags(self.context, key, self._version(one, [output]), began_at=time.time() - self.result.duration_s),
                 )
             if outputs:
                 yield from self._checked(key, outputs)
@@ -305,15 +383,9 @@ class _Report:
         digests = [self.source.digest(file) for output in outputs for file in self.source.files_of(output.partition)]
         return data_version(self.job.endpoint, one, digests, count_rows(outputs))
 
-    def _metadata(self, key: dg.AssetKey, one: AskedAsset, outputs: Sequence["PublishedOutput"]) -> dict[str, Any]:
-        target = next(target for target in self.job.targets if target.task.name == one.task.name)
-        return materialization_metadata(
-            outputs,
-            self.result,
-            folder=target.output,
-            fields=one.task.fields,
-            connection=self.connection,
-            partitioned=self.job.partitions is not None,
+    def _story(self, key: dg.AssetKey, one: AskedAsset, outputs: Sequence["PublishedOutput"]) -> AssetStory:
+        return AssetStory(
+            context=self.context, key=key, asked=one, job=self.job, result=self.result, connection=self.connection, outputs=outputs
         )
 
     def _checked(self, key: dg.AssetKey, outputs: Sequence["PublishedOutput"]) -> Iterator[dg.AssetCheckResult]:

@@ -19,9 +19,10 @@ from claude_batch_dagster.verbs.job import Job
 
 if TYPE_CHECKING:
     from claude_batch_dagster.core.records import LogEntry
+    from claude_batch_dagster.verbs.defer import Deferring
     from claude_batch_dagster.verbs.plan import Plan
     from claude_batch_dagster.verbs.progress import JobProgress
-    from claude_batch_dagster.verbs.run import JobResult
+    from claude_batch_dagster.verbs.result import JobResult
 
 QUIET_S = 60.0
 CANCEL_TIMEOUT_S = 30.0
@@ -67,30 +68,43 @@ def external_server(address: str | None, namespace: str | None, task_queue: str 
     return external_connection({**os.environ, **{name: value for name, value in given.items() if value}})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """A Temporal server that may be used.
+
+    Attributes:
+        stay: Lets an embedded stack outlive its clients, until no run of the root is open; nothing for a server of the user's own.
+    """
+
+    connection: Connection
+    stay: Callable[[], None] = lambda: None
+
+
 @contextmanager
-def connected(external: Connection | None, root: str, *, simulate: bool) -> Iterator[Connection]:
+def connected(external: Connection | None, root: str, *, simulate: bool) -> Iterator[Reached]:
     """Give the connection to use: the user's own Temporal, or the root's embedded stack, which stays as long as the block."""
     if external is not None:
-        yield external
+        yield Reached(connection=external)
         return
     from claude_batch_dagster.embedded import attach
 
     with attach(root, simulate=simulate) as stack:
-        yield stack.connection
+        yield Reached(connection=stack.connection, stay=stack.stay)
 
 
-def carry_out(context: dg.AssetExecutionContext, job: Job, connection: Connection) -> "JobResult":
-    """Run the job to its end.
+def carry_out(context: dg.AssetExecutionContext, job: Job, reached: Reached, deferring: "Deferring") -> "JobResult":
+    """Run the job to its end, or until it is deferred.
 
     Raises:
         dg.DagsterExecutionInterruptedError: The run was terminated; its batches are being canceled.
     """
     from claude_batch_dagster.verbs.run import run_job
 
-    log = ProgressLog(write=context.log.info, warn=context.log.warning, connection=connection, limit=job.limit)
+    connection = reached.connection
+    log = ProgressLog(write=context.log.info, warn=context.log.warning, connection=connection, limit=job.limit, about=_about(job))
     own: list[LogEntry] = []
     try:
-        result = run_job(job, connection, log, confirm=log.explain, on_admitted=own.append)
+        result = run_job(job, connection, log, confirm=log.explain, on_admitted=own.append, deferring=deferring)
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         # Only the own run, which is the last one: other clients may be waiting for theirs.
         if own:
@@ -98,6 +112,9 @@ def carry_out(context: dg.AssetExecutionContext, job: Job, connection: Connectio
         raise
     for warning in result.warnings:
         context.log.warning(warning)
+    if result.deferred is not None:
+        reached.stay()
+        return result
     context.log.info(_result_line(result))
     return result
 
@@ -124,6 +141,7 @@ class ProgressLog:
         warn: Takes a line that a person should see.
         connection: For the workflow's link.
         limit: Rows that the run is limited to.
+        about: What is read, and for which tasks.
         now_s: A monotonic clock.
     """
 
@@ -131,6 +149,7 @@ class ProgressLog:
     warn: Callable[[str], object]
     connection: Connection
     limit: int | None = None
+    about: str = "the source"
     now_s: Callable[[], float] = time.monotonic
     _run: str | None = field(default=None, init=False)
     _phase: str | None = field(default=None, init=False)
@@ -147,7 +166,7 @@ class ProgressLog:
         if progress.phase != self._phase:
             self._phase = progress.phase
             self._counts = _counts(progress)
-            self._line(_phase_line(progress, self.limit))
+            self._line(_phase_line(progress, self.limit, self.about))
         if progress.run is not None and progress.workflow_id is not None and progress.run != self._run:
             self._run = progress.run
             link = self.connection.workflow_url(progress.workflow_id) or progress.workflow_id
@@ -180,11 +199,18 @@ def _counts(progress: "JobProgress") -> tuple[int, int, int]:
     return progress.batches_submitted, progress.batches_in_progress, progress.batches_ended
 
 
-def _phase_line(progress: "JobProgress", limit: int | None) -> str:
+def _about(job: Job) -> str:
+    tasks = ", ".join(target.task.name for target in job.targets)
+    keys = job.partitions or ()
+    some = f"{len(keys)} partitions ({keys[0]} to {keys[-1]})" if len(keys) > 1 else f"partition {keys[0]}" if keys else ""
+    return f"{f'{some} of ' if some else ''}{job.source.uri} for {tasks}"
+
+
+def _phase_line(progress: "JobProgress", limit: int | None, about: str) -> str:
     match progress.phase:
         case "plan":
             only = "" if limit is None else f" limit: only the first {_plural(limit, 'row', 'rows')}."
-            return f"Planning: reading the source and looking up what is answered already.{only}"
+            return f"Planning: reading {about}, and looking up what is answered already.{only}"
         case "wait":
             return (
                 f"Planned {_plural(progress.rows_planned, 'row', 'rows')}: {_plural(progress.requests_asked, 'request', 'requests')} to ask, "

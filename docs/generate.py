@@ -44,6 +44,15 @@ from meanings import (  # noqa: E402 - it lies beside this file, in no package
 from messages import CLASSES, Message, find_messages, other_messages  # noqa: E402 - it lies beside this file, in no package
 
 GENERATED = "<!-- Written by docs/generate.py from the code: `make docs-reference`. Do not edit. -->"
+NOT_OURS = {
+    "claude_batch/",
+    "dagster/data_version",
+    "dagster/asset_partition_range_end",
+    "dagster/asset_partition_range_start",
+    "dagster/backfill",
+    "dagster/parent_run_id",
+}
+"""Keys of the code that nobody looks up: a prefix, and Dagster's own tags."""
 SOURCES = [path for package in ("claude_batch_dagster", "temporal_worker") for path in sorted((REPOSITORY / package).rglob("*.py"))]
 
 
@@ -235,12 +244,12 @@ def dagster_section() -> Iterator[str]:
     )
     keys = {
         key
-        for path in ("metadata.py", "resource.py", "waiting.py", "assets.py")
+        for path in ("metadata.py", "resource.py", "waiting.py", "assets.py", "asked.py", "deferring.py", "sensor.py")
         for key in _keys_in(REPOSITORY / "claude_batch_dagster" / path)
     }
-    named = {key for key in keys if "{" not in key and key not in ("claude_batch/", "dagster/data_version")}
+    named = {key for key in keys if "{" not in key and key not in NOT_OURS}
     known = {key: text for key, text in METADATA.items() if key in named or "/" not in key}
-    _same("the metadata keys", {*known, *OTHER_KEYS}, {*named, "preview"})
+    _same("the metadata keys", {*known, *OTHER_KEYS}, {*named, "chart", "preview"})
     rows = [(f"`{name}`", text) for name, text in known.items()]
     rows += [
         ("`claude_batch/{status}`", "Rows of this status, for each status."),
@@ -281,13 +290,20 @@ def api_page() -> Iterator[str]:
             yield ""
             yield from docstring(found)
             own = ("run",) if name == "ClaudeBatchResource" else ("load_input",)
+        elif name == "ClaudeBatchComponent":
+            yield from docstring(found)
+            yield from ("", "Attributes, in YAML as in Python:", "")
+            yield from (f"- `{field}`: {info.description}" for field, info in found.model().model_fields.items())
+            own = ("get_asset_spec", "execute")
         else:
             yield from ("```text", *_signature(name, found), "```", "")
             yield from docstring(found)
             own = ("fields", "schema", "task_key") if name == "ClaudeTask" else ("key_columns", "uri") if name == "ParquetDataset" else ()
+            own = ("get_asset_spec",) if name == "ClaudeBatchTranslator" else own
         for member in own:
             value = inspect.getattr_static(found, member)
-            yield from ("", f"### {name}.{member}" + ("(context)" if inspect.isfunction(value) else ""), "")
+            taken = f"({', '.join(list(inspect.signature(value).parameters)[1:])})" if inspect.isfunction(value) else ""
+            yield from ("", f"### {name}.{member}{taken}", "")
             yield from docstring(value.func if hasattr(value, "func") else value)
 
 

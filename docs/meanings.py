@@ -64,6 +64,12 @@ METADATA = {
     "claude_batch/already_answered": "Distinct requests that had an answer before.",
     "claude_batch/batches": "Batches of this run that answered these rows.",
     "claude_batch/duration_s": "Seconds from the plan to the output.",
+    "claude_batch/endpoint": "Who answered: `anthropic`, `simulator`, or the host of another address.",
+    "claude_batch/labels": "Answered rows by label, for each column that is an enum, a boolean, or has at most 12 short texts; "
+    "`(none)` where an answer has none.",
+    "claude_batch/console": "The Console's list of batches of the default workspace, where batches were sent to Anthropic. Choose your key's workspace there.",
+    "chart": "Labels' shares and cost, over the last 30 partitions or materializations: an image of at most 15 kB, in the last "
+    "materialization of a run.",
     "claude_batch/run": "`batch run r42`, for `claude-batch status r42`. Not there where nothing was asked.",
     "claude_batch/workflow": "The run's page in Temporal's UI where that is known, else its workflow id.",
     "claude_batch/limit": "Set where a limit left rows out.",
@@ -73,6 +79,13 @@ OTHER_KEYS = {
     "claude_batch/task": "On the asset itself: what it asks. Keep it where you change specs afterwards.",
     "claude_batch/failed_partitions": "On a failed run: partition and reason.",
     "claude_batch/error": "On a failed run: the error's class, see [errors](errors.md).",
+    "claude_batch/question": "On a failed run: what a deferred batch run asks a person. As a run's tag: which batch run asks.",
+    "claude_batch/state": "On an observation: the run was deferred. With `claude_batch/run`, `requests`, `workflow`.",
+    "claude_batch/expected_usd": "On an observation: what the deferred batch run will probably cost.",
+    "claude_batch/worst_usd": "On an observation: what it may cost at most.",
+    "claude_batch/collects": "Tag of a run that the sensor requested: which deferred job it collects.",
+    "claude_batch/deferred_by": "Tag of such a run: the Dagster run that was deferred.",
+    "claude_batch/assets": "On the sensor: what it collects.",
 }
 EXIT_CODES = (
     ("0", "Every row is succeeded, refused or skipped. Also: `plan` shown, `--detach` accepted."),
@@ -105,4 +118,9 @@ RECORDS: tuple[tuple[str, type[msgspec.Struct] | None, str], ...] = (
     ),
     ("index/{endpoint}/{task_key}/{generation}-{id}.keys", None, "where the best response of each request is, 23 bytes a request, sorted"),
     ("done/{n}.json", records.DoneRecord, "after the answers"),
+    (
+        "deferred/{n}-{digest}.json",
+        records.DeferralRecord,
+        "where a Dagster run does not wait for run n; removed once its answers are published",
+    ),
 )

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from claude_batch_dagster import ClaudeBatchResource, Moderate, ParquetDataset, Summarize, claude_batch_assets, claude_batch_resources
-from claude_batch_dagster.demo.report import chart_markdown, count_reviews, report_markdown
+from claude_batch_dagster.demo.report import COSTS, COUNTS, chart_markdown, report_markdown
 from claude_batch_dagster.storage.store import Store, absolute_uri, join_uri
 from claude_batch_dagster.verbs.endpoint import default_root
 
@@ -76,28 +75,26 @@ def review_insights(context: dg.AssetExecutionContext, claude_batch: ClaudeBatch
     yield from claude_batch.run(context)
 
 
-@dg.asset(
-    group_name="reviews",
-    kinds={"pandas", "parquet"},
-    ins={name: dg.AssetIn(metadata={"allow_missing_partitions": True}) for name in ("review_labels", "review_summaries")},
-)
-def review_report(review_labels: pd.DataFrame, review_summaries: pa.Table) -> dg.MaterializeResult[None]:
+@dg.asset(group_name="reviews", kinds={"duckdb", "parquet"}, deps=["review_labels", "review_summaries"])
+def review_report(claude_batch: ClaudeBatchResource) -> dg.MaterializeResult[None]:
     """Reviews and cost by day and label, over all days that there are, compared with what people felt about them."""
-    counts = count_reviews(review_labels)
+    with claude_batch.open_views() as views:
+        counts = views.connection.execute(COUNTS).df()
+        costs = views.connection.execute(COSTS).df().iloc[0]
     folder = Store(join_uri(DEMO_DIR, "review_report"))
     content = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(counts, preserve_index=False), content, compression="zstd")
     folder.put("part-0.parquet", content.getvalue().to_pybytes())
-    cost_usd = float(review_labels["cost_usd"].sum()) + float(pc.sum(review_summaries["cost_usd"]).as_py() or 0)
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(counts),
             "dagster/uri": join_uri(folder.uri, "part-0.parquet"),
-            "reviews": len(review_labels),
+            "reviews": int(counts["reviews"].sum()),
             "days": int(counts["day"].nunique()),
-            "cost_usd": round(cost_usd, 6),
+            "responses": int(costs["responses"]),
+            "cost_usd": round(float(costs["cost_usd"]), 6),
             "chart": dg.MetadataValue.md(chart_markdown(counts, LABELS)),
-            "report": dg.MetadataValue.md(report_markdown(review_labels, LABELS)),
+            "report": dg.MetadataValue.md(report_markdown(counts, LABELS)),
         }
     )
 

@@ -11,25 +11,26 @@ CHART_WIDTH, CHART_HEIGHT = 640, 280
 LEFT, TOP, BOTTOM, RIGHT = 34, 14, 28, 130
 
 
-def count_reviews(labels: pd.DataFrame) -> pd.DataFrame:
-    """Return reviews and cost by day and label; a row without an answer counts under its status."""
-    named = labels.assign(label=labels["label"].fillna(labels["status"]))
-    grouped = named.groupby(["day", "label"], as_index=False, sort=True)
-    return grouped.agg(reviews=("review_id", "count"), cost_usd=("cost_usd", "sum"), human_sentiment=("human_sentiment", "mean"))
+COUNTS = """SELECT day, coalesce(label, status) AS label, count(*) AS reviews, coalesce(sum(cost_usd), 0) AS cost_usd,
+    avg(human_sentiment) AS human_sentiment
+FROM review_labels GROUP BY ALL ORDER BY day, label"""
+"""A row without an answer counts under its status."""
+COSTS = "SELECT coalesce(sum(cost_usd), 0) AS cost_usd, coalesce(sum(responses), 0) AS responses FROM cost_by_day"
 
 
-def report_markdown(labels: pd.DataFrame, order: Sequence[str]) -> str:
+def report_markdown(counts: pd.DataFrame, order: Sequence[str]) -> str:
     """Return a table of labels by day, with what people felt about the reviews of each label."""
-    named = labels.assign(label=labels["label"].fillna(labels["status"]))
-    days = sorted(named["day"].unique())
+    days = sorted(counts["day"].unique())
     lines = [
         f"| label | {' | '.join(day[5:] for day in days)} | reviews | human sentiment (-4 to 4) | cost |",
         f"| --- | {' | '.join('---:' for _ in days)} | ---: | ---: | ---: |",
     ]
-    for label in _ordered(named["label"], order):
-        rows = named[named["label"] == label]
-        by_day = " | ".join(str(int((rows["day"] == day).sum())) for day in days)
-        lines.append(f"| {label} | {by_day} | {len(rows)} | {rows['human_sentiment'].mean():+.2f} | ${rows['cost_usd'].sum():.4f} |")
+    for label in _ordered(counts["label"], order):
+        rows = counts[counts["label"] == label]
+        reviews = int(rows["reviews"].sum())
+        felt = float((rows["human_sentiment"] * rows["reviews"]).sum()) / reviews
+        by_day = " | ".join(str(int(rows.loc[rows["day"] == day, "reviews"].sum())) for day in days)
+        lines.append(f"| {label} | {by_day} | {reviews} | {felt:+.2f} | ${rows['cost_usd'].sum():.4f} |")
     return "\n".join(lines)
 
 

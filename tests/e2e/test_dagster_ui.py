@@ -98,6 +98,16 @@ def test_metadata_is_a_table_and_plots(page: Page, dev: Dev, everything: Runs, s
     screenshots.take(page, "plots")
 
 
+def test_the_chart_of_labels_and_cost_is_a_picture(page: Page, dev: Dev, everything: Runs, screenshots: Screenshots) -> None:
+    page.goto(dev.path(f"/assets/review_labels?view=partitions&partition={LAST_DAY}"))
+    expect(row(page, "claude_batch/endpoint")).to_contain_text("simulator")
+    row(page, "chart").get_by_text("[Show Markdown]").click()
+    chart = page.get_by_role("dialog").get_by_role("img", name="label: shares of the answered rows")
+    expect(chart).to_be_visible()
+    expect(chart).to_have_js_property("naturalWidth", 680)
+    screenshots.take(page, "labels-and-cost")
+
+
 def test_checks_tab_shows_that_every_row_is_answered(page: Page, dev: Dev, everything: Runs, screenshots: Screenshots) -> None:
     page.goto(dev.path("/assets/review_labels?view=checks"))
     expect(page.get_by_text("rows_answered").first).to_be_visible()

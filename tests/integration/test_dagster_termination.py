@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.stack import Bench, Process, RunningSimulator
 
 PROGRAM = """
 import sys
+from datetime import timedelta
 import dagster as dg
 from claude_batch_dagster import ClaudeBatchResource, ParquetDataset, Summarize, claude_batch_assets, claude_batch_resources
 
 place = sys.argv[1]
 
 @claude_batch_assets(
-    source=ParquetDataset(path=f"{place}/reviews.parquet", key="id"), tasks=[Summarize(name="summaries", column="text", model="claude-haiku-5-5")]
+    source=ParquetDataset(path=f"{place}/reviews.parquet", key="id"), tasks=[Summarize(name="summaries", column="text", model="claude-haiku-5-5")],
+    wait_for=timedelta(minutes=int(sys.argv[2])) if sys.argv[2:] else None,
 )
 def insights(context: dg.AssetExecutionContext, claude_batch: ClaudeBatchResource):
     yield from claude_batch.run(context)
@@ -29,7 +32,7 @@ sys.exit(0 if result.success else 1)
 """
 
 
-def start_run(bench: Bench, simulator: RunningSimulator, place: Path) -> Process:
+def start_run(bench: Bench, simulator: RunningSimulator, place: Path, *arguments: str) -> Process:
     if not (place / "reviews.parquet").exists():
         pq.write_table(pa.table({"id": [1, 2], "text": ["The tent leaks.", "The tent is dry."]}), place / "reviews.parquet")
     (place / "program.py").write_text(PROGRAM)
@@ -39,7 +42,7 @@ def start_run(bench: Bench, simulator: RunningSimulator, place: Path) -> Process
         "ANTHROPIC_BASE_URL": simulator.url,
         "PYTHONPATH": ".",
     }
-    process = Process.start([sys.executable, str(place / "program.py"), str(place)], environ)
+    process = Process.start([sys.executable, str(place / "program.py"), str(place), *arguments], environ)
     bench.stack.callback(process.stop)
     return process
 
@@ -51,13 +54,14 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 40.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("wait_for", [(), ("60",)], ids=["to_the_end", "before_it_is_deferred"])
 def test_terminating_the_run_cancels_its_batch_at_the_vendor(
-    bench: Bench, start_simulator: Callable[..., RunningSimulator], tmp_path: Path
+    bench: Bench, start_simulator: Callable[..., RunningSimulator], tmp_path: Path, wait_for: tuple[str, ...]
 ) -> None:
     """The run ends within the minute, its batch is canceled, and nothing is published."""
     simulator = start_simulator(seconds=600)
     bench.start_worker(simulator)
-    run = start_run(bench, simulator, tmp_path)
+    run = start_run(bench, simulator, tmp_path, *wait_for)
     wait_until(lambda: len(simulator.batches()) == 1)
     run.popen.send_signal(signal.SIGINT)
     run.popen.wait(60)

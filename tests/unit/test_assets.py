@@ -8,7 +8,8 @@ import dagster as dg
 import pytest
 
 from claude_batch_dagster import ClaudeBatchResource, ClaudeTask, Moderate, ParquetDataset, Summarize, claude_batch_assets
-from claude_batch_dagster.assets import RUN_CONFIG, asked_assets
+from claude_batch_dagster.asked import asked_assets
+from claude_batch_dagster.assets import RUN_CONFIG
 from claude_batch_dagster.core.errors import UsageError
 
 MODEL = "claude-haiku-5-5"

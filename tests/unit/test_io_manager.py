@@ -1,10 +1,13 @@
 """Loading what was published, by annotation."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -12,6 +15,7 @@ import pytest
 
 from claude_batch_dagster.core.errors import OutputError
 from claude_batch_dagster.io_manager import ClaudeBatchIOManager, count_statuses, open_output, outputs_folder
+from claude_batch_dagster.loading import choose_conversion
 
 DAYS = dg.StaticPartitionsDefinition(["2026-11-01", "2026-11-02", "2026-11-03"])
 KEY = dg.AssetKey("summaries")
@@ -83,7 +87,43 @@ def test_an_annotation_that_does_not_work_names_those_that_do(tmp_path):
     publish(tmp_path / "summaries", (None,))
     with pytest.raises(OutputError) as error:
         load(tmp_path, list)
-    assert "pandas.DataFrame, pyarrow.Table and pyarrow.dataset.Dataset work" in str(error.value)
+    assert "cannot be loaded as list; pandas.DataFrame, polars.DataFrame, polars.LazyFrame, pyarrow.Table, " in str(error.value)
+
+
+@pytest.mark.parametrize("annotation", [pl.DataFrame, pl.LazyFrame, duckdb.DuckDBPyRelation])
+@pytest.mark.parametrize("days", [("2026-11-01", "2026-11-02"), (None,)], ids=["days", "whole"])
+def test_polars_and_duckdb_get_the_same_rows_with_the_partition_as_text(tmp_path, annotation, days):
+    publish(tmp_path / "summaries", days)
+    tags = {"dagster/asset_partition_range_start": "2026-11-01", "dagster/asset_partition_range_end": "2026-11-02"}
+    partitioned = {"partitions": DAYS, "tags": tags} if days[0] else {}
+    loaded = load(tmp_path, annotation, **partitioned)
+    assert isinstance(loaded, annotation)
+    table = loaded.collect() if annotation is pl.LazyFrame else loaded.pl() if annotation is duckdb.DuckDBPyRelation else loaded
+    assert table.sort(table.columns).rows(named=True) == pl.from_arrow(load(tmp_path, pa.Table, **partitioned)).sort(table.columns).rows(
+        named=True
+    )
+    if days[0]:
+        assert table.schema["day"] == pl.String
+        assert sorted(table["day"].unique()) == list(days)
+
+
+def test_a_lazy_frame_and_a_relation_read_what_is_asked_of_them(tmp_path):
+    publish(tmp_path / "summaries", ("2026-11-01", "a%2Fb c*"))
+    everything = {"partitions": dg.StaticPartitionsDefinition(["2026-11-01", "a/b c*"])}
+    tags = {"dagster/asset_partition_range_start": "2026-11-01", "dagster/asset_partition_range_end": "a/b c*"}
+    lazy = load(tmp_path, pl.LazyFrame, tags=tags, **everything)
+    assert lazy.filter(pl.col("day") == "a/b c*").select("id").collect()["id"].to_list() == [1, 2]
+    relation = load(tmp_path, duckdb.DuckDBPyRelation, tags=tags, **everything)
+    assert relation.aggregate("day, count(*) AS n", "day").order("day").fetchall() == [("2026-11-01", 2), ("a/b c*", 2)]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "library"), [(pl.LazyFrame, "polars"), (pl.DataFrame, "polars"), (duckdb.DuckDBPyRelation, "duckdb")]
+)
+def test_a_library_that_is_missing_is_named_with_what_installs_it(tmp_path, annotation, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(OutputError, match=rf"cannot be loaded as {library}.* pip install 'claude-batch-dagster\[{library}\]'"):
+        choose_conversion(annotation, KEY)
 
 
 def test_a_body_that_returns_a_value_is_told_to_yield_from_run(tmp_path):
@@ -111,6 +151,10 @@ def test_a_url_is_read_through_the_object_store(tmp_path, monkeypatch):
     monkeypatch.setattr("claude_batch_dagster.storage.store.absolute_uri", lambda uri: uri)
     dataset = open_output(f"file://{tmp_path}/summaries", KEY, ["2026-11-02"])
     assert dataset.to_table()["day"].to_pylist() == ["2026-11-02"] * 2
+    for annotation in (pl.LazyFrame, duckdb.DuckDBPyRelation):
+        loaded = choose_conversion(annotation, KEY)(dataset)
+        frame = loaded.collect() if annotation is pl.LazyFrame else loaded.pl()
+        assert frame["day"].to_list() == ["2026-11-02"] * 2
 
 
 def test_outputs_lie_below_the_root_of_their_endpoint_unless_told_otherwise(tmp_path):

@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 from claude_batch_dagster import ParquetDataset, Summarize
-from claude_batch_dagster.assets import AskedAsset
+from claude_batch_dagster.asked import AskedAsset
 from claude_batch_dagster.core.records import ModelUsage
 from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.metadata import (
@@ -20,7 +20,7 @@ from claude_batch_dagster.storage.output import output_schema
 from claude_batch_dagster.storage.output_file import WrittenOutput
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.publish import PublishedOutput
-from claude_batch_dagster.verbs.run import JobResult
+from claude_batch_dagster.verbs.result import JobResult
 from claude_batch_dagster.verbs.tally import Tally
 
 TASK = Summarize(name="summaries", column="text", model="claude-haiku-5-5")
@@ -55,6 +55,9 @@ def describe(
     limit: int | None = None,
     shown: list[PublishedOutput] | None = None,
     tries: dict[str, ModelUsage] | None = None,
+    endpoint: str = "simulator",
+    batches: int = 1,
+    labels: dict[str, dict[str, int]] | None = None,
 ):
     result = JobResult(
         root="/root",
@@ -63,7 +66,7 @@ def describe(
         workflow_id="claude-batch/0197" if run else None,
         rows={},
         requests={},
-        batches=1,
+        batches=batches,
         tokens={},
         cost_usd=None,
         outputs=outputs,
@@ -77,7 +80,14 @@ def describe(
     )
     connection = Connection(address="127.0.0.1:7233", ui_url=ui_url)
     return materialization_metadata(
-        shown or outputs, result, folder="/out/summaries", fields=TASK.fields, connection=connection, partitioned=partitioned
+        shown or outputs,
+        result,
+        folder="/out/summaries",
+        fields=TASK.fields,
+        connection=connection,
+        partitioned=partitioned,
+        endpoint=endpoint,
+        labels=labels,
     )
 
 
@@ -144,6 +154,19 @@ def test_the_workflow_is_a_link_where_there_is_a_ui_and_its_id_where_not():
 def test_a_limit_that_left_rows_out_is_said_and_no_other():
     assert describe(output(succeeded=1), limit=20)["claude_batch/limit"] == 20
     assert "claude_batch/limit" not in describe(output(succeeded=1))
+
+
+def test_only_real_batches_are_linked_to_the_console():
+    assert describe(output(succeeded=1), endpoint="anthropic")["claude_batch/console"].value.startswith("https://platform.claude.com/")
+    assert "claude_batch/console" not in describe(output(succeeded=1), endpoint="simulator")
+    assert "claude_batch/console" not in describe(output(succeeded=1), endpoint="anthropic", batches=0)
+    assert describe(output(succeeded=1))["claude_batch/endpoint"] == "simulator"
+
+
+def test_labels_are_counted_where_there_are_any():
+    counted = {"label": {"praise": 1, "complaint": 0}}
+    assert describe(output(succeeded=1), labels=counted)["claude_batch/labels"] == dg.MetadataValue.json(counted)
+    assert "claude_batch/labels" not in describe(output(succeeded=1), labels={})
 
 
 def test_columns_are_described_by_the_task_and_by_us():

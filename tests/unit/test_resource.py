@@ -104,7 +104,7 @@ def test_a_run_config_that_would_lose_fields_of_the_resource_is_refused(tmp_path
 def test_the_run_config_wins_over_the_resource(tmp_path, monkeypatch):
     jobs = []
 
-    def carry_out(context, job, connection):
+    def carry_out(context, job, reached, deferring):
         jobs.append(job)
         raise UsageError("enough")
 

@@ -56,7 +56,7 @@ def test_a_long_wait_is_a_dozen_lines_with_the_link_early(log, clock, lines):
     log(wait(batches_submitted=2, batches_ended=2, elapsed_s=24 * 3600, cost_usd=0.5))
     log(JobProgress(phase="publish", rows_planned=300, run="r7", workflow_id="w/7"))
     assert lines[:3] == [
-        "Planning: reading the source and looking up what is answered already.",
+        "Planning: reading the source, and looking up what is answered already.",
         "Planned 300 rows: 298 requests to ask, 0 answered already, 0 in flight in other runs. Batches usually end within 1 h, and within 24 h at most.",
         "Batch run r7 (2 batches). Workflow: http://ui/namespaces/default/workflows/w%2F7",
     ]

@@ -3,9 +3,10 @@
 import base64
 import xml.etree.ElementTree as ET
 
+import duckdb
 import pandas as pd
 
-from claude_batch_dagster.demo.report import chart_markdown, count_reviews, draw_chart, report_markdown
+from claude_batch_dagster.demo.report import COUNTS, chart_markdown, draw_chart, report_markdown
 
 ORDER = ("praise", "complaint")
 LABELS = pd.DataFrame(
@@ -20,6 +21,13 @@ LABELS = pd.DataFrame(
 )
 
 
+def count_reviews(labels: pd.DataFrame) -> pd.DataFrame:
+    """What the report asks of the views, of a table in their place."""
+    connection = duckdb.connect()
+    connection.register("review_labels", labels)
+    return connection.execute(COUNTS).df()
+
+
 def test_reviews_and_cost_are_counted_by_day_and_label():
     counts = count_reviews(LABELS)
     assert counts["reviews"].sum() == 4
@@ -27,7 +35,7 @@ def test_reviews_and_cost_are_counted_by_day_and_label():
 
 
 def test_the_table_compares_labels_with_what_people_felt():
-    lines = report_markdown(LABELS, ORDER).splitlines()
+    lines = report_markdown(count_reviews(LABELS), ORDER).splitlines()
     assert lines[2] == "| praise | 1 | 1 | 2 | +1.50 | $0.4000 |"
     assert [line.split()[1] for line in lines[2:]] == ["praise", "complaint", "refused"]
 

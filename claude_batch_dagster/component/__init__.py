@@ -1,0 +1,1 @@
+"""The Dagster component: assets of Claude's answers, said in YAML."""
