@@ -57,7 +57,7 @@ class Command:
 
 def pages() -> list[Path]:
     """Return the pages whose blocks are run."""
-    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), *sorted((REPOSITORY / "examples").glob("*/README.md"))]
 
 
 def read_blocks(page: Path) -> list[Block]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,27 +13,29 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.blocks import RUN_LANGUAGES, SHOWN_LANGUAGES, Block, pages, read_blocks, read_commands
+from tests.docs.blocks import REPOSITORY, RUN_LANGUAGES, SHOWN_LANGUAGES, Block, pages, read_blocks, read_commands
 from tests.docs.shell import Shell
 
 # The longest first, so that two processes end at about the same time.
 PAGES = {
-    page.name: page
+    page.relative_to(REPOSITORY).as_posix(): page
     for page in sorted(pages(), key=lambda page: -len(read_blocks(page)))
     if any(block.not_run is None and block.language in RUN_LANGUAGES for block in read_blocks(page))
 }
 TERMINAL = Path(__file__).with_name("terminal.py")
 ENDS_OTHERWISE = (3, 130)
 """Rows failed; interrupted. A page says it with `echo $?` where it matters."""
-HAVE_THEIR_OWN_SERVER = {"production.md", "recovering.md"}
+HAVE_THEIR_OWN_SERVER = {"docs/production.md", "docs/recovering.md"}
 STARTS_RUNS = ("claude-batch run", "dagster asset materialize")
 BATCH_S = 0.3
 
 
 @pytest.fixture
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
-    text = PAGES[request.node.callspec.params["name"]].read_text()
-    starts = request.node.callspec.params["name"] not in HAVE_THEIR_OWN_SERVER and any(word in text for word in STARTS_RUNS)
+    name = request.node.callspec.params["name"]
+    starts = name not in HAVE_THEIR_OWN_SERVER and any(word in PAGES[name].read_text() for word in STARTS_RUNS)
+    if name.startswith("examples/"):
+        shutil.copytree(PAGES[name].parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("output", "__pycache__", ".*"))
     found = Shell(tmp_path, batch_s=BATCH_S if starts else None)
     yield found
     found.close()
@@ -48,7 +51,7 @@ def test_every_block_runs(name: str, shell: Shell) -> None:
             print(f"{block}  {block.language}  {time.monotonic() - began_s:.1f} s")
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_every_block_says_what_it_is(page: Path) -> None:
     """A block without a known language would never be run."""
     assert [str(block) for block in read_blocks(page) if block.language not in (*RUN_LANGUAGES, *SHOWN_LANGUAGES)] == []
