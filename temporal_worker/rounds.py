@@ -13,8 +13,9 @@ from claude_batch_dagster.core.outcome import Again, Outcome, choose_again, erro
 from claude_batch_dagster.core.records import RoundRecord, ShardRef
 from claude_batch_dagster.core.request import parse_custom_id, short_name
 from claude_batch_dagster.core.response import PriceUsage
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, raise_line
+from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, line_params, raise_line
 from claude_batch_dagster.core.submission import Accepted, Closed, Record
+from claude_batch_dagster.core.vision import count_prompt_bytes
 from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.keys import Keys, pack_keys
 from claude_batch_dagster.storage.plans import (
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 CHUNK_REQUESTS = 8_192
 BYTES_PER_TOKEN = 2
-"""Of the worst case: input at one token per two UTF-8 bytes of a request's params."""
+"""Of the worst case: input at one token per two UTF-8 bytes of a request's params; images in these at what they weigh."""
 
 
 def open_round(root: OpenRoot, ask: RoundInput, batches: "Batches", price_usage: PriceUsage) -> OpenedRound:
@@ -150,6 +151,7 @@ class _AskedTask:
     """A task and what this run's batches answered to it: in the round before, in the rounds before that, and late."""
 
     model: str
+    has_function: bool
     limits: ModelLimits
     price_usage: PriceUsage
     last: Answers
@@ -181,9 +183,13 @@ class _AskedTask:
                 assert_never(again)
 
     def _price(self, line: bytes, max_tokens: int, reason: str) -> _Asked:
+        line_bytes = len(line)
+        if self.has_function:
+            params = line_params(line)
+            line_bytes += count_prompt_bytes(params) - len(params)
         worst = self.price_usage(
             self.model,
-            input_tokens=-(-len(line) // BYTES_PER_TOKEN),
+            input_tokens=-(-line_bytes // BYTES_PER_TOKEN),
             output_tokens=max_tokens,
             cache_read_tokens=0,
             cache_write_5m_tokens=0,
@@ -204,8 +210,10 @@ def _read_tasks(
     tasks: dict[str, _AskedTask] = {}
     for task in root.entry.tasks:
         last, late = [Answers(root.store, root.record.endpoint, task.task_key, batch_ids=ids) for ids in (before, strays)]
+        document = read_task(root.store, task.task_key)
         tasks[short_name(task.name)] = _AskedTask(
-            model=str(read_task(root.store, task.task_key)["model"]),
+            model=str(document["model"]),
+            has_function=isinstance(document["prompt"], dict),
             limits=limits,
             price_usage=price_usage,
             last=last,

@@ -40,13 +40,19 @@ def encode_messages(task_name: str, prompt: PromptFunction, row: Mapping[str, ob
         asked = [{"content": asked, "role": "user"}]
     elif not _all_have(asked, "role"):
         raise TaskError(
-            f"{function} returned {type(asked).__name__} {asked!r:.80}. Nothing was sent. Return a text, a list of content blocks (each with a "
+            f"{function} returned {_describe(asked)}. Nothing was sent. Return a text, a list of content blocks (each with a "
             "`type`), a list of messages (each with a `role`), or None."
         )
     try:
         return _encode(asked)
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, UnicodeEncodeError, RecursionError) as error:
         raise TaskError(f"{function} returned what is no JSON: {error}. Nothing was sent. Use text, numbers, lists and dicts.") from error
+
+
+def _describe(asked: object) -> str:
+    """Return a value's type, never a row's content."""
+    kind = type(asked).__name__
+    return f"{kind} of {', '.join(sorted({type(item).__name__ for item in asked}))}" if isinstance(asked, list | tuple) and asked else kind
 
 
 def _all_have(asked: object, key: str) -> bool:

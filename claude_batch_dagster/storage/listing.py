@@ -97,8 +97,8 @@ def _list_path(dataset: ParquetDataset) -> tuple[Store, list[SourceFile]]:
     local = None if "://" in uri else Path(uri)
     if local is not None and not local.exists():
         raise SourceError(f"The source {uri} does not exist. Nothing was sent. Check the path.", uri=uri)
-    if local.is_file() if local is not None else uri.endswith(SUFFIXES):
-        folder, _, name = uri.rpartition("/")
+    folder, _, name = uri.rpartition("/")
+    if local.is_file() if local is not None else _is_object(folder, name):
         if column is not None and f"/{column}=" in folder:
             # A file in a partition's folder belongs to that partition.
             folder, _, rest = folder.partition(f"/{column}=")
@@ -110,6 +110,11 @@ def _list_path(dataset: ParquetDataset) -> tuple[Store, list[SourceFile]]:
     if not files:
         raise SourceError(f"The source {uri} has no Parquet file (*.parquet). Nothing was sent. Check the path.", uri=uri)
     return store, files
+
+
+def _is_object(folder: str, name: str) -> bool:
+    """Tell whether a URL is one Parquet file: Spark writes folders of such names."""
+    return name.endswith(SUFFIXES) and Store(folder, refusal=SourceError).exists(name)
 
 
 def _list_template(store: Store, template: PathTemplate, dataset: ParquetDataset, only: tuple[str, ...] | None) -> list[SourceFile]:

@@ -75,12 +75,14 @@ def carried_columns(columns: str | Sequence[str], key: Sequence[str], source: pa
 
 
 def output_schema(task: ClaudeTask, carried: Sequence[str], source: pa.Schema) -> pa.Schema:
-    """Return the columns of a task's output.
+    """Return the columns of a task's output. Carried ones may be null: a later file may have nulls where the first one has none.
 
     Raises:
         OutputError: Terminal. Two of them have the same name.
     """
-    fields = [source.field(name) for name in carried] + [arrow_field(field) for field in task.fields] + list(STATUS_FIELDS)
+    fields = (
+        [source.field(name).with_nullable(True) for name in carried] + [arrow_field(field) for field in task.fields] + list(STATUS_FIELDS)
+    )
     names = [field.name for field in fields]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -23,6 +23,7 @@ from claude_batch_dagster.storage.gather import BUCKET_ROWS, Gathered, Places
 from claude_batch_dagster.storage.keys import LARGE, SKIPPED, Keys, KeySet, Mask, Reasons, has_key
 from claude_batch_dagster.storage.output import METADATA_KEY
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.unreadable import UNREADABLE
 
 PREVIEW_ROWS = 5
 DECODED_ROWS = 4_096
@@ -242,7 +243,16 @@ def _to_rows(table: pa.Table) -> list[dict[str, object]]:
     """Return an output's rows as Python values; pyarrow would import pandas for a time with a zone."""
     *others, answered_at = table.columns
     times = [None if time is None else time.replace(tzinfo=UTC) for time in answered_at.cast(pa.timestamp("us")).to_pylist()]
-    return [{**row, table.column_names[-1]: time} for row, time in zip(table.select(range(len(others))).to_pylist(), times, strict=True)]
+    values = zip(*([_to_python(value) for value in column] for column in others), times, strict=True)
+    return [dict(zip(table.column_names, row, strict=True)) for row in values]
+
+
+def _to_python(value: pa.Scalar) -> object:
+    """Return a value for the preview, None where Python has none: what was paid is published all the same."""
+    try:
+        return value.as_py()
+    except UNREADABLE:
+        return None
 
 
 def _text(text: str | None) -> pa.Scalar:

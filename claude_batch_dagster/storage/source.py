@@ -26,11 +26,18 @@ from claude_batch_dagster.storage.column_partitions import PartitionRows, filter
 from claude_batch_dagster.storage.dataset import ListedDataset, ParquetDataset
 from claude_batch_dagster.storage.listing import SourceFile as SourceFile
 from claude_batch_dagster.storage.listing import list_dataset, read_version
+from claude_batch_dagster.storage.unreadable import UNREADABLE, find_unreadable
 
 PIECE_ROWS = 2_048
 PIECE_BYTES = 32 << 20
 """A piece has fewer rows where they are long."""
 SHOWN_DUPLICATES = 5
+_ALIKE = {
+    pa.large_string(): pa.string(),
+    pa.string_view(): pa.string(),
+    pa.large_binary(): pa.binary(),
+    pa.binary_view(): pa.binary(),
+}
 
 
 class Source:
@@ -170,10 +177,10 @@ class Source:
         table = pa.table({name: _comparable(table.column(name)) for name in names})
         table = table.append_column("row", pa.array(range(1, table.num_rows + 1), pa.int64()))
         for column, name in zip(keys, names, strict=True):
-            nulls = table.filter(pc.is_null(table.column(name)))["row"].to_pylist()
+            nulls = table.filter(pc.is_null(table.column(name), nan_is_null=True))["row"].to_pylist()
             if nulls:
                 raise SourceError(
-                    f"{self._place(files)}: the key {column!r} is null in {len(nulls):,} {'row' if len(nulls) == 1 else 'rows'}, first in row {nulls[0]:,}. "
+                    f"{self._place(files)}: the key {column!r} is {'null or NaN' if _has_nan(table.column(name)) else 'null'} in {len(nulls):,} {'row' if len(nulls) == 1 else 'rows'}, first in row {nulls[0]:,}. "
                     "Nothing of it was sent. A row without a key could not be found again; fill it in, or choose another --key."
                 )
         groups = table.group_by(names).aggregate([("row", "count"), ("row", "min"), ("row", "max")])
@@ -194,10 +201,17 @@ class Source:
         hashes = np.empty(sum(self.row_count(file) for file in files), np.uint64)
         start = 0
         for file in files:
+            before = start
             for piece in self.pieces(file, keys, rows=65_536):
-                if any(column.null_count or pa.types.is_nested(column.type) for column in piece.columns):
+                if any(column.null_count or pa.types.is_nested(column.type) or _has_nan(column) for column in piece.columns):
                     return True
-                hashes[start : start + piece.num_rows] = hash_rows(piece.columns)
+                try:
+                    hashes[start : start + piece.num_rows] = hash_rows(piece.columns)
+                except UNREADABLE as error:
+                    found = find_unreadable(dict(zip(keys, piece.columns, strict=True)))
+                    if found is None:
+                        raise
+                    raise SourceError(found.explain(self.name(file), start - before + found.row), column=found.column) from error
                 start += piece.num_rows
         hashes = hashes[:start]
         hashes.sort()
@@ -365,14 +379,19 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     """Return one type for all that hold the same values: they are cast to each other when files are joined."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
-    return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
+    return _ALIKE.get(kind, kind)
 
 
 def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Give a key column a type that can be grouped by."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    plain = _plain(column.type)
+    return column if plain == column.type else column.cast(plain)
+
+
+def _has_nan(column: pa.Array | pa.ChunkedArray) -> bool:
+    return pa.types.is_floating(_plain(column.type)) and pc.any(pc.is_nan(column.cast(_plain(column.type)))).as_py() is True
 
 
 def _shown(value: object, kind: pa.DataType) -> str:

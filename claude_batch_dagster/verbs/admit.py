@@ -20,7 +20,7 @@ from claude_batch_dagster.storage.keys import KeySet, pack_keys, read_owned_keys
 from claude_batch_dagster.storage.plans import admit_entry, read_entry, read_log
 from claude_batch_dagster.storage.source import PIECE_ROWS
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.estimate import Estimator
+from claude_batch_dagster.verbs.estimate import Estimator, params_counter
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.plan import Plan
 from claude_batch_dagster.verbs.stage import PlanStage
@@ -87,6 +87,7 @@ def _restage(
     """Stage the requests again that are still ours. The old files stay behind as garbage that no record names."""
     tasks = {short_name(target.task.name): target.task for target in job.targets}
     estimators = {name: Estimator(task.model, task.max_tokens, None) for name, task in tasks.items()}
+    counters = {name: params_counter(task) for name, task in tasks.items()}
     with store.scratch() as scratch, closing(PlanStage(job, store, run_id, scratch)) as stage:
         for shard in shards:
             lines = ((parse_custom_id(line_custom_id(line)), line) for line in iter_lines(store.stream(shard.path)))
@@ -97,7 +98,7 @@ def _restage(
                     kept = ~lost[tasks[name].task_key].contains(keys)
                     params = [line_params(line) for _, line in compress(members, kept)]
                     caps = np.array([line_max_tokens(line) for _, line in compress(members, kept)], np.int64)
-                    worst = estimators[name].add(np.array([len(one) for one in params], np.int64), caps)
+                    worst = estimators[name].add(np.array([counters[name](one) for one in params], np.int64), caps)
                     stage.add(tasks[name].task_key, LineFrame(name, b""), keys[kept], params, worst, caps)
         staged = stage.finish()
     return staged.shards, staged.keys

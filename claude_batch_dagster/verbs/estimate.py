@@ -5,6 +5,7 @@ million tokens of each kind, and refused where they are not below the standard p
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from genai_prices import Usage, calc_price
 
 from claude_batch_dagster.core.response import UNPRICED
+from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.core.vision import count_prompt_bytes
 from claude_batch_dagster.storage.staging import Nanos
 
 PROMPT_STEPS_TOKENS = (100_000, 200_000)
@@ -69,6 +72,11 @@ class TaskEstimate:
     assumption: str
 
 
+def params_counter(task: ClaudeTask) -> Callable[[bytes], int]:
+    """Return what counts the bytes of a request's params for an Estimator; only a function puts images into them."""
+    return count_prompt_bytes if callable(task.prompt) else len
+
+
 class Estimator:
     """Adds up what one task's requests may cost.
 
@@ -93,7 +101,7 @@ class Estimator:
         """Count requests; return what each may cost at most, None where the model has no price.
 
         Args:
-            params_bytes: Of each request's params.
+            params_bytes: Of each request's params, as `params_counter` counts them.
             max_tokens: Of each, where they are asked with others than the task's.
         """
         caps: npt.NDArray[np.int64] = np.full(len(params_bytes), self._max_tokens) if max_tokens is None else max_tokens

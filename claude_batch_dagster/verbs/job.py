@@ -110,6 +110,13 @@ class Job:
             raise TaskError(
                 f"The tasks {' and '.join(twins)} have the same first 22 characters, which every custom_id carries. Nothing was sent. Rename one."
             )
+        for at, target in enumerate(self.targets):
+            twin = next((other for other in self.targets[:at] if _asks_otherwise(other.task, target.task)), None)
+            if twin is not None:
+                raise TaskError(
+                    f"The tasks {twin.task.name} and {target.task.name} have two prompt functions of one name and version: each would get the "
+                    "other's answers. Nothing was sent. Give one of the functions another name, or one of the tasks another version."
+                )
         outputs = [absolute_uri(target.output) for target in self.targets]
         if len(set(outputs)) < len(outputs):
             raise UsageError(f"Two tasks write to {max(outputs, key=outputs.count)}. Nothing was sent. Give each a folder of its own.")
@@ -124,3 +131,8 @@ class Job:
     def root_record(self, root_id: str) -> RootRecord:
         """Return what pins the root for this job."""
         return RootRecord(root_id=root_id, endpoint=self.endpoint, temporal_namespace=self.temporal_namespace)
+
+
+def _asks_otherwise(one: ClaudeTask, other: ClaudeTask) -> bool:
+    """Tell whether two tasks that pass for the same have different functions as their prompts."""
+    return one.task_key == other.task_key and one.prompt != other.prompt

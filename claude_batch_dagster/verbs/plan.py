@@ -25,7 +25,8 @@ from claude_batch_dagster.storage.output import carried_columns, check_output, i
 from claude_batch_dagster.storage.plans import LogSnapshot, read_log
 from claude_batch_dagster.storage.source import Source, SourceFile
 from claude_batch_dagster.storage.store import Store, join_uri
-from claude_batch_dagster.verbs.estimate import Estimator, TaskEstimate
+from claude_batch_dagster.verbs.drift import Drift
+from claude_batch_dagster.verbs.estimate import Estimator, TaskEstimate, params_counter
 from claude_batch_dagster.verbs.job import Job, Target
 from claude_batch_dagster.verbs.pin import pin_job_root
 from claude_batch_dagster.verbs.preflight import Preflight, plan_preflight
@@ -315,11 +316,13 @@ class _Planner:
         kept = iter_kept_keys(self._store, self._source, part, plan.task)
         if kept is not None:
             asked: list[Mask] = []
+            drift = Drift(self._store, self._source, part, plan.task)
+            drift.check_first()
             for rows in kept:
                 tally.count_rows(rows.reasons)
                 asked.append(plan.split(rows.keys, tally))
                 fresh.append(plan.explain(rows.keys, asked[-1]))
-            self._ask_kept(plan, part, np.concatenate([np.zeros(0, np.bool_), *asked]), stage)
+            self._ask_kept(plan, drift, part, np.concatenate([np.zeros(0, np.bool_), *asked]), stage)
         else:
             with KeyKeeper(self._store, self._source, part, plan.task, keep=not self._preview) as keeper:
                 for piece in render_rows(self._source, part, plan.task):
@@ -332,22 +335,17 @@ class _Planner:
         plan.reasons.compare(partition, part, np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *fresh])))
         self._report(tallies)
 
-    def _ask_kept(self, plan: "_TargetPlan", part: FileRows, asked: Mask, stage: CountingStage | PlanStage) -> None:
+    def _ask_kept(self, plan: "_TargetPlan", drift: Drift, part: FileRows, asked: Mask, stage: CountingStage | PlanStage) -> None:
         """Render a file again whose keys were kept, for the rows of it that are asked."""
         start = 0
-        for piece in render_rows(self._source, part, plan.task) if asked.any() else ():
+        for piece in drift.check(render_rows(self._source, part, plan.task)) if asked.any() else ():
             plan.ask(piece, asked[start : start + len(piece.rests)], stage)
             start += len(piece.rests)
 
     def _plan_preflights(self, plans: "dict[str, _TargetPlan]", files: dict[str | None, list[SourceFile]]) -> tuple[Preflight, ...]:
         columns = self._source.schema(next(iter(files.values()))[0]).names
         new = [plan for plan in plans.values() if not len(plan.known.answers) and plan.example is not None]
-        planned = (
-            plan_preflight(
-                self._store, self._run_id, plan.task, columns, first_params=(plan.example or "").encode(), stage=not self._preview
-            )
-            for plan in new
-        )
+        planned = (plan_preflight(self._store, self._run_id, plan.task, columns, stage=not self._preview) for plan in new)
         return tuple(preflight for preflight in planned if preflight is not None)
 
     def _report(self, tallies: dict[tuple[str, str | None], Tally]) -> None:
@@ -412,14 +410,18 @@ class _TargetPlan:
             keys, rests = keys[plain], list(compress(rests, plain))
             asked = asked.copy()
             asked[np.flatnonzero(asked)[~plain]] = False
-        worst = self.estimator.add(piece.params_bytes[asked])
+        if isinstance(self.task.prompt, str):
+            params_bytes = piece.params_bytes[asked]
+        else:
+            params_bytes = np.array([params_counter(self.task)(piece.frame.head + rest) for rest in rests], np.int64)
+        worst = self.estimator.add(params_bytes)
         stage.add(self.task.task_key, piece.frame, keys, rests, worst)
 
     def _ask_raised(self, keys: Keys, raised: dict[int, tuple[bytes, int]], stage: CountingStage | PlanStage) -> None:
         """Stage requests whose answers were cut, with the `max_tokens` that their run granted them."""
         params = [raise_params(params, cap) for params, cap in raised.values()]
         caps = np.array([cap for _, cap in raised.values()], np.int64)
-        worst = self.estimator.add(np.array([len(one) for one in params]), caps)
+        worst = self.estimator.add(np.array([params_counter(self.task)(one) for one in params], np.int64), caps)
         stage.add(self.task.task_key, LineFrame(self.task.name, b""), keys[list(raised)], params, worst, caps)
 
 

@@ -33,22 +33,19 @@ class Preflight:
     worst_nano_usd: int | None
 
 
-def plan_preflight(
-    store: Store, run_id: str, task: ClaudeTask, columns: Sequence[str], *, first_params: bytes, stage: bool
-) -> Preflight | None:
-    """Plan a task's request on the sample text, None where it was tried before.
+def plan_preflight(store: Store, run_id: str, task: ClaudeTask, columns: Sequence[str], *, stage: bool) -> Preflight | None:
+    """Plan a task's request on the sample text, None where it was tried before, or where a function writes the prompts: of our text it knows nothing.
 
     Args:
         store: The root.
         run_id: Of the run that will try it.
         task: A task without any answer in the store.
         columns: The source's, which the prompt's slots name.
-        first_params: Of the plan's first request: what is tried where a function writes the prompts, which could not take our text.
         stage: Whether to write the request into the root.
     """
-    if store.exists(f"preflights/{task.task_key}.json"):
+    if callable(task.prompt) or store.exists(f"preflights/{task.task_key}.json"):
         return None
-    params = first_params if callable(task.prompt) else _render_sample(task, columns)
+    params = _render_sample(task, columns)
     path = f"plans/{run_id}/preflight-{task.task_key}.json"
     if stage:
         store.put(path, params)

@@ -11,6 +11,7 @@ import numpy as np
 from claude_batch_dagster.core.errors import OutputError, RunError, SourceError
 from claude_batch_dagster.core.status import FAILED_STATUSES
 from claude_batch_dagster.storage.answers import Answers
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.gather import WINDOW_BUCKETS, Gathered, bucket_rows, gather
 from claude_batch_dagster.storage.keys import ASKED, LARGE
 from claude_batch_dagster.storage.output import carried_columns, output_path, output_schema, remove_other_answers, write_marker
@@ -71,7 +72,25 @@ def publish_job(
         OutputError: Terminal. Rows in and rows out differ, or the output cannot be written.
         RunError: Terminal. A larger share of the rows failed than `fail_above` allows; nothing was written.
     """
-    return _Publisher(job=job, partitions=partitions, run=run, limit=limit, own_batch_ids=own_batch_ids).publish()
+    return _Publisher(
+        job=job, partitions=partitions, run=run, limit=limit, own_batch_ids=own_batch_ids, listing=_Listing(job.source)
+    ).publish()
+
+
+@dataclass(slots=True)
+class _Listing:
+    """The source, listed once for all outputs and partitions, and again only where something of it cannot be read."""
+
+    dataset: ParquetDataset
+    listed: Source | None = None
+
+    def source(self) -> Source:
+        if self.listed is None:
+            self.listed = Source(self.dataset)
+        return self.listed
+
+    def forget(self) -> None:
+        self.listed = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +100,7 @@ class _Publisher:
     run: str | None
     limit: int | None
     own_batch_ids: Set[str]
+    listing: "_Listing"
 
     def publish(self) -> Published:
         store = Store(self.job.root)
@@ -107,7 +127,7 @@ class _Publisher:
         return Published(outputs=tuple(outputs), failed_partitions=failed)
 
     def _check_failures(self, target: Target, answers: Answers, fail_above: float) -> None:
-        source, store = Source(self.job.source), Store(self.job.root)
+        source, store = self.listing.source(), Store(self.job.root)
         counts: Counter[str] = Counter()
         for partition in self.partitions:
             for part in self._select(source, partition):
@@ -129,12 +149,13 @@ class _Publisher:
     def _write_steadily(self, target: Target, partition: str | None, answers: Answers) -> WrittenOutput:
         """Write one partition, once more where its source changes under the reader."""
         for attempt in range(SOURCE_TRIES):
-            source = Source(self.job.source)
+            source = self.listing.source()
             try:
                 return self._write(target, partition, source, answers)
             except SourceError:
                 if attempt + 1 == SOURCE_TRIES or not source.changed():
                     raise
+                self.listing.forget()
         raise AssertionError("the last try returned or raised")
 
     def _write(self, target: Target, partition: str | None, source: Source, answers: Answers) -> WrittenOutput:

@@ -17,7 +17,8 @@ from claude_batch_dagster.storage.keys import ASKED, LARGE, SKIPPED, Keys, Reaso
 from claude_batch_dagster.storage.source import PIECE_ROWS, Source
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.texts import fill_slots
-from claude_batch_dagster.verbs.select import FileRows, first_rows
+from claude_batch_dagster.storage.unreadable import UNREADABLE, find_unreadable
+from claude_batch_dagster.verbs.select import FileRows, first_rows, row_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,27 +46,29 @@ class RenderedPiece:
     rows: KeyedRows
 
 
-def render_rows(source: Source, part: FileRows, task: ClaudeTask) -> Iterator[RenderedPiece]:
-    """Yield a file's rows as requests, a piece at a time."""
+def render_rows(source: Source, part: FileRows, task: ClaudeTask, *, rows: int = PIECE_ROWS) -> Iterator[RenderedPiece]:
+    """Yield a file's rows as requests, at most so many at a time."""
     renderer = Renderer(task, source.schema(part.file).names)
     columns = list(dict.fromkeys(renderer.columns))
     at = [columns.index(column) for column in renderer.columns]
     start = 0
-    for piece in first_rows(source.pieces(part.file, columns, PIECE_ROWS), part.rows):
+    for piece in first_rows(source.pieces(part.file, columns, rows), part.rows):
         try:
             if isinstance(task.prompt, str):
                 rendered = renderer.key(fill_slots([piece.column(i) for i in at], renderer.between, renderer.tail))
             else:
                 values = [column.to_pylist() for column in piece.columns]
                 rendered = renderer.render_columns([values[i] for i in at])
-        except UnicodeDecodeError as error:
-            raise SourceError(
-                f"{source.name(part.file)} has text that is not UTF-8 in {', '.join(columns)}: {error.reason}. Nothing was sent from it. Write it again."
-            ) from error
+        except UNREADABLE as error:
+            found = find_unreadable(dict(zip(columns, piece.columns, strict=True)))
+            if found is None:
+                raise
+            row = start + found.row
+            raise SourceError(found.explain(source.name(part.file), row, row_key(source, part, row)), column=found.column) from error
         except TaskError as error:
-            row = error.context.get("row")
+            at_row = error.context.get("row")
             raise TaskError(
-                f"{source.name(part.file)}, row {start + row + 1:,}: {error}" if isinstance(row, int) else str(error)
+                f"{source.name(part.file)}, row {start + at_row + 1:,}: {error}" if isinstance(at_row, int) else str(error)
             ) from error
         start += piece.num_rows
         frame = LineFrame(task.name, rendered.head)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 
@@ -61,3 +62,12 @@ def row_key_texts(source: Source, part: FileRows, key_columns: Sequence[str]) ->
     """Yield each row's key as a person types it: several columns are joined by commas."""
     for piece in first_rows(source.pieces(part.file, key_columns), part.rows):
         yield from (",".join(str(value) for value in row) for row in zip(*(column.to_pylist() for column in piece.columns), strict=True))
+
+
+def row_key(source: Source, part: FileRows, row: int) -> str:
+    """Return the key of one row of a file, as a person types it.
+
+    Args:
+        row: From 0.
+    """
+    return next(islice(row_key_texts(source, part, source.dataset.key_columns), row, None))

@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from claude_batch_dagster.core.errors import RootError, TransientError
+from claude_batch_dagster.core.errors import RootError, SourceError, TransientError
 from claude_batch_dagster.core.records import RootRecord
 from claude_batch_dagster.core.submission import Closed, CloseReason, How, NotAccepted, Send
 from claude_batch_dagster.storage import store as store_file
 from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.compaction import maintain_responses
+from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.keys import pack_keys
 from claude_batch_dagster.storage.plans import append_submission, pin_root, read_submission
 from claude_batch_dagster.storage.probe import remove_token, write_token
+from claude_batch_dagster.storage.source import Source
 from claude_batch_dagster.storage.store import Store
 from tests.fault.object_store import BUCKET, ObjectStore, run_object_store
 from tests.unit.storage.responses_of import ALWAYS, NOON, answer, key, write
@@ -72,6 +74,17 @@ def test_objects_are_written_listed_read_and_removed(store: Store, tmp_path: Pat
         next(store.stream("log/1.json"))
     with pytest.raises(FileNotFoundError):
         store.open("log/1.json")
+
+
+@pytest.mark.parametrize(("path", "files"), [("lake.parquet", ["part-0.parquet"]), ("one.parquet", ["one.parquet"])])
+def test_a_source_that_is_named_like_a_file_may_be_a_folder(store: Store, tmp_path: Path, path: str, files: list[str]) -> None:
+    """As Spark writes it."""
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "file")
+    for name in ("lake.parquet/part-0.parquet", "one.parquet"):
+        store.put_file(name, tmp_path / "file")
+    assert [file.path for file in Source(ParquetDataset(path=f"{store.uri}/{path}", key="id")).files] == files
+    with pytest.raises(SourceError, match=r"none\.parquet .*Nothing was sent. Check the path"):
+        Source(ParquetDataset(path=f"{store.uri}/none.parquet", key="id"))
 
 
 def test_a_parquet_object_is_read_at_random(store: Store, tmp_path: Path) -> None:

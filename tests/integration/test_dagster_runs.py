@@ -164,8 +164,9 @@ def test_a_wait_is_logged_in_a_few_lines_with_the_link_before_the_batch_ends(
     assert [line.split(" ")[0] for line in ours[:4]] == ["Planning:", "To", "Planned", "Batch"]
     assert ours[1].startswith("To ask: 6 requests (6 new), about $0.0")
     assert "http://temporal.example/namespaces/default/workflows/" in ours[3]
-    assert ours[-1].startswith("Published 8 rows (6 succeeded, 2 skipped) for $")
-    assert len(ours) <= 9
+    assert ours[-3].startswith("Published 8 rows (6 succeeded, 2 skipped) for $")
+    assert [line.partition(":")[0] for line in ours[-2:]] == ["labels", "summaries"]
+    assert len(ours) <= 11
 
 
 def test_the_try_of_a_new_task_counts_once_in_the_numbers(place: Path, open_house: OpenHouse) -> None:

@@ -99,3 +99,17 @@ def test_columns_that_name_none_are_refused(columns: Any, words: str) -> None:
     """A text would be read as its letters, and of no column there are no rows."""
     with pytest.raises(TaskError, match=words):
         make_task(lambda row: "x", prompt_columns=columns)
+
+
+def test_what_holds_itself_is_refused() -> None:
+    block: dict[str, Any] = {"type": "text", "text": "a"}
+    block["more"] = block
+    with pytest.raises(TaskError, match=r"no JSON: .*recursion.*Nothing was sent"):
+        ask([block])
+
+
+@pytest.mark.parametrize("strange", [["secret"], [{"text": "secret"}], {"secret": "secret"}, b"secret", ("secret", 7)])
+def test_a_refusal_tells_types_and_no_row(strange: Any) -> None:
+    with pytest.raises(TaskError, match=type(strange).__name__) as refused:
+        ask(strange)
+    assert "secret" not in str(refused.value)

@@ -321,3 +321,45 @@ def test_a_file_without_rows_has_no_bad_keys(tmp_path: Path) -> None:
     source = read(write(tmp_path / "r.parquet", pa.table({"id": pa.array([], pa.int64())})))
     source.check_keys(source.files)
     assert source.row_count(source.files[0]) == 0
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()])
+def test_a_key_that_is_nan_is_refused_like_a_null(tmp_path: Path, kind: pa.DataType) -> None:
+    """It equals nothing, itself included, so its row could not be found again."""
+    source = read(write(tmp_path / "r.parquet", pa.table({"id": pa.array([1.0, float("nan"), 2.0], pa.float64()).cast(kind)})))
+    assert "the key 'id' is null or NaN in 1 row, first in row 2" in refused(lambda: source.check_keys(source.files))
+    good = read(write(tmp_path / "good.parquet", pa.table({"id": pa.array([1.0, 2.0]).cast(kind)})))
+    good.check_keys(good.files)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (pa.array([3, 2**62], pa.timestamp("us")), "a timestamp[us] out of range in id, row 2: "),
+        (pa.array([3, 4, 2**30], pa.date32()), "a date32[day] out of range in id, row 3: "),
+        (pa.array([3], pa.timestamp("us", "Mars/Base")), "a timestamp[us, tz=Mars/Base] in id, row 1: no such time zone"),
+        (pa.array([b"a", b"\xff"]).view(pa.string()), "text that is not UTF-8 in id, row 2: "),
+    ],
+)
+def test_a_key_that_cannot_be_read_is_refused_with_its_file_and_row(tmp_path: Path, keys: pa.Array, said: str) -> None:
+    write(tmp_path / "a.parquet", pa.table({"id": keys.slice(0, 0)}))
+    path = write(tmp_path / "b.parquet", pa.table({"id": keys}))
+    source = read(tmp_path)
+    assert f"{path} has {said}" in refused(lambda: source.check_keys(source.files))
+
+
+def test_the_row_of_a_key_that_cannot_be_read_is_counted_in_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", pa.table({"id": pa.array([3, 4], pa.timestamp("us"))}))
+    path = write(tmp_path / "b.parquet", pa.table({"id": pa.array([5, 2**62], pa.timestamp("us"))}))
+    source = read(tmp_path)
+    assert f"{path} has a timestamp[us] out of range in id, row 2: " in refused(lambda: source.check_keys(source.files))
+
+
+@pytest.mark.parametrize(("kind", "view"), [(pa.string(), pa.string_view()), (pa.binary(), pa.binary_view())])
+def test_keys_as_views_are_checked_like_others(tmp_path: Path, kind: pa.DataType, view: pa.DataType) -> None:
+    write(tmp_path / "a.parquet", pa.table({"id": pa.array(["x", "y"]).cast(kind).cast(view)}))
+    write(tmp_path / "b.parquet", pa.table({"id": pa.array(["z"]).cast(kind)}))
+    source = read(tmp_path)
+    source.check_keys(source.files)
+    write(tmp_path / "b.parquet", pa.table({"id": pa.array(["x"]).cast(kind)}))
+    assert "1 key (id) occurs more than once" in refused(lambda: read(tmp_path).check_keys(read(tmp_path).files))

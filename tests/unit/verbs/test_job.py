@@ -4,6 +4,7 @@ import pytest
 
 from claude_batch_dagster.core.errors import ClaudeBatchError, TaskError, UsageError
 from claude_batch_dagster.core.presets import Summarize
+from claude_batch_dagster.core.prompt_function import PromptFunction
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.verbs.job import Job, Target
@@ -78,3 +79,29 @@ def test_a_job_claims_its_outputs_and_its_root() -> None:
     marker, record = job().marker(), job().root_record("id")
     assert (marker.source, marker.endpoint, marker.partition_column) == ("/data/reviews", "simulator", "day")
     assert (record.root_id, record.endpoint, record.temporal_namespace) == ("id", "simulator", "default")
+
+
+def test_two_functions_that_pass_for_one_are_refused() -> None:
+    """Each task would get the other's answers: of a function a task knows the name only."""
+
+    def ask(name: str, prompt: PromptFunction, version: int = 1) -> Target:
+        return Target(task=ClaudeTask(name=name, model="claude-haiku-5-5", prompt=prompt, version=version, max_tokens=9), output=f"/{name}")
+
+    one, other = (lambda row: "one"), (lambda row: "other")
+    with pytest.raises(TaskError, match=r"The tasks a and c have two prompt functions of one name and version.*Nothing was sent"):
+        job(targets=(ask("a", one), ask("b", one, 2), ask("c", other)))
+    assert job(targets=(ask("a", one), ask("b", one), ask("c", other, 2))).targets
+
+
+class Asker:
+    def ask(self, row: object) -> str:
+        return "x"
+
+
+def test_a_method_is_one_function_however_often_it_is_looked_up() -> None:
+    asker = Asker()
+    targets = [
+        Target(task=ClaudeTask(name=name, model="claude-haiku-5-5", prompt=asker.ask, version=1, max_tokens=9), output=f"/{name}")
+        for name in "ab"
+    ]
+    assert job(targets=tuple(targets)).targets

@@ -11,6 +11,7 @@ import pytest
 
 from claude_batch_dagster.core.errors import OutputError, RunError, UsageError
 from claude_batch_dagster.core.presets import Summarize
+from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.output import MARKER, METADATA_KEY, Marker
 from claude_batch_dagster.verbs.cap import explain_plan
 
@@ -199,3 +200,11 @@ def test_a_new_task_is_tried_on_a_text_that_is_no_row(lake: Any) -> None:
     assert lake.plan(lake.job(preflight=False)).preflights == ()
     lake.finish(lake.job())
     assert lake.plan(lake.job()).preflights == ()
+
+
+def test_a_task_whose_prompt_is_a_function_is_not_tried(lake: Any) -> None:
+    """The function would have to be given a row, and its prompt tried at the full price."""
+    lake.texts("a secret row")
+    task = ClaudeTask(name="asked", model="claude-haiku-5-5", prompt=lambda row: row["text"], version=1, max_tokens=50)
+    plan = lake.plan(lake.job(task))
+    assert (plan.total.asked, plan.preflights) == (1, ())

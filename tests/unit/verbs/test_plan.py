@@ -445,3 +445,12 @@ def test_keys_of_the_example_are_those_of_the_plan(lake: Any) -> None:
     [(_, keys)] = read_owned_keys(lake.store, plan.run_id)
     example = lake.plan(lake.job(), preview=True).example
     assert key_digits(keys) == [hashlib.sha256(example.encode()).hexdigest()[:32].encode()]
+
+
+def test_a_partition_with_a_value_that_cannot_be_read_is_left_out(lake: Any) -> None:
+    lake.write({"id": [1], "text": ["a"]}, "s/day=1/a.parquet")
+    lake.write(pa.table({"id": [1], "text": pa.array([2**62], pa.timestamp("us"))}), "s/day=2/a.parquet")
+    lake.write(pa.table({"id": pa.array([2**62], pa.timestamp("us")), "text": ["b"]}), "s/day=3/a.parquet")
+    plan = lake.plan(lake.job(path="s", partition_column="day"))
+    assert (plan.total.asked, sorted(plan.bad_partitions)) == (1, ["2", "3"])
+    assert "out of range in text, row 1 (key 1)" in plan.bad_partitions["2"]

@@ -21,10 +21,13 @@ from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.shard import MAX_BODY_BYTES
 from claude_batch_dagster.core.status import STATUSES
 from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage import source as source_module
 from claude_batch_dagster.storage.dataset import ParquetDataset
 from claude_batch_dagster.storage.keys import ASKED, LARGE, RowKeys, pack_keys, row_keys_path
 from claude_batch_dagster.storage.output import MARKER, STATUS_FIELDS
+from claude_batch_dagster.storage.output_file import OutputWriter, WrittenOutput
 from claude_batch_dagster.storage.source import Source
+from claude_batch_dagster.storage.store import Store
 
 HAIKU = "claude-haiku-5-5"
 SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)
@@ -411,3 +414,66 @@ def test_nothing_but_the_outputs_and_kept_keys_is_written(lake: Any) -> None:
     lake.publish(lake.job())
     made = {path for path in set(lake.folder.rglob("*")) - before if Path(path).is_file()}
     assert made == {lake.folder / "out" / "summaries" / name for name in (MARKER, "part-0.parquet")}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([2**62, 3], pa.timestamp("us")),
+        pa.array([2**30, 3], pa.date32()),
+        pa.array([b"\xff", b"b"]).view(pa.string()),
+        pa.array([1, None], pa.timestamp("us", "Mars/Base")),
+    ],
+)
+def test_what_python_cannot_hold_is_carried_and_missing_in_the_preview_only(lake: Any, values: pa.Array) -> None:
+    lake.write(pa.table({"id": [1, 2], "text": ["a", "b"], "strange": values}))
+    job = lake.job(columns="all")
+    lake.finish(job)
+    [output] = lake.publish(job).outputs
+    assert [row["strange"] is None for row in output.written.preview] == [True, values.type.equals(pa.timestamp("us", "Mars/Base"))]
+    assert [row["summary"] for row in output.written.preview] == ["a", "b"]
+    assert lake.read()["strange"].combine_chunks().equals(values)
+
+
+def test_a_later_file_may_have_nulls_where_the_first_one_declares_none(lake: Any) -> None:
+    strict = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
+    lake.write(pa.table({"id": [1], "text": ["a"]}, schema=strict), "s/a.parquet")
+    lake.write(pa.table({"id": [2], "text": pa.array([None], pa.string())}), "s/b.parquet")
+    job = lake.job(path="s", columns="all")
+    lake.finish(job)
+    lake.publish(job)
+    assert lake.read().select(["id", "text"]).to_pylist() == [{"id": 1, "text": "a"}, {"id": 2, "text": None}]
+
+
+def test_the_source_is_listed_once_for_all_outputs_and_partitions(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [str(day) for day in range(5)]
+    for day in days:
+        lake.texts(day, path=f"s/day={day}/a.parquet")
+    job = lake.job(SUMMARIES, LABELS, path="s", partition_column="day", fail_above=1)
+    lake.finish(job, lambda asked: {"answer": json.dumps({"summary": "s", "label": "ok"})})
+    listed, list_files = [], source_module.list_dataset
+    monkeypatch.setattr(source_module, "list_dataset", lambda dataset: listed.append(dataset) or list_files(dataset))
+    lake.publish(job, days)
+    assert len(listed) == 1
+
+
+def test_a_file_that_is_rewritten_while_others_are_published_is_listed_again(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are those of the new file, and none of it was asked about."""
+    for day in "12":
+        lake.texts("a", path=f"s/day={day}/a.parquet")
+    job = lake.job(path="s", partition_column="day")
+    lake.finish(job)
+    finish = OutputWriter.finish
+
+    def rewrite(self: OutputWriter, output: Store, path: str) -> WrittenOutput:
+        if path.startswith("day=1/"):
+            lake.texts("a", "new", path="s/day=2/a.parquet")
+        return finish(self, output, path)
+
+    monkeypatch.setattr(OutputWriter, "finish", rewrite)
+    published = lake.publish(job, ["1", "2"])
+    assert published.failed_partitions == {}
+    assert lake.read(path="day=2/part-0.parquet").select(["id", "summary"]).to_pylist() == [
+        {"id": 0, "summary": "a"},
+        {"id": 1, "summary": None},
+    ]

@@ -155,3 +155,27 @@ def test_what_pandas_calls_nan_is_null_in_its_files_and_a_nan_in_a_file_is_a_val
     assert contents(opened(path), task) == ["Score: 0.5", None]
     lake.write({"id": [1, 2, 3], "score": [float("nan"), float("-inf"), None]})
     assert contents(opened(path), task) == ["Score: nan", "Score: -inf", None]
+
+
+@pytest.mark.parametrize("asks", ["{text}", lambda row: str(row["text"])])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (pa.array([3, 2**62], pa.timestamp("us")), r"a timestamp\[us\] out of range in text, row 2 \(key k1\): "),
+        (pa.array([3, 2**30], pa.date32()), r"a date32\[day\] out of range in text, row 2 \(key k1\): "),
+        (
+            pa.array([3, 4], pa.timestamp("us", "Mars/Base")),
+            r"a timestamp\[us, tz=Mars/Base\] in text, row 1 \(key k0\): no such time zone",
+        ),
+        (pa.array([b"a", b"\xff"]).view(pa.string()), r"text that is not UTF-8 in text, row 2 \(key k1\): "),
+        (
+            pa.StructArray.from_arrays([pa.array([b"a", b"\xff"]).view(pa.string())], ["a"]),
+            r"text that is not UTF-8 in text, row 2 \(key k1\)",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_refused_with_its_file_and_row(lake: Lake, values: pa.Array, said: str, asks: Any) -> None:
+    path = lake.write(pa.table({"id": ["k0", "k1"], "text": values}))
+    task = ClaudeTask(name="t", model=HAIKU, prompt=asks, max_tokens=1, version=1)
+    with pytest.raises(SourceError, match=rf"{path} has {said}.*Nothing was sent from it"):
+        contents(opened(path), task)

@@ -29,6 +29,7 @@ from tests.stack import stage_plan, texts
 from tests.unit.worker.vendor import Vendor, price
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+IMAGE: dict[str, Any] = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 1_999_000}}
 TASK = ClaudeTask(name="topics", model="claude-haiku-5-5", prompt="{text}", max_tokens=100)
 SUCCEEDED = ("succeeded", None)
 REFUSED = ("refused", "refusal: cyber")
@@ -353,3 +354,35 @@ def test_the_best_answer_of_a_key_over_the_rounds(outcomes: Sequence[tuple[str, 
     assert [outcome for outcome, _ in answers.outcomes(keys)] == [best]
     if outcomes == (CUT, CUT):
         assert answers.fetch(answers.find(keys))["round"].to_pylist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "at_most"), [("{text}", 1_000_000), (lambda row: [IMAGE, {"type": "text", "text": row["text"]}], 5_200)]
+)
+def test_an_image_is_priced_by_what_it_weighs(prompt: Any, at_most: int, tmp_path: Path) -> None:
+    task = ClaudeTask(name="topics", model=TASK.model, prompt=prompt, max_tokens=100, version=1)
+    store = Store(str(tmp_path / "root"))
+    run = Run(store=store, entry=stage_plan(store, [IMAGE["source"]["data"]] if isinstance(prompt, str) else texts(1), tasks=(task,)))
+    asked: list[int] = []
+
+    def note(model: str, *, input_tokens: int, **_: int) -> int:
+        asked.append(input_tokens)
+        return 0
+
+    append_submission(store, run.entry.run_id, 1, 0, 0, Accepted(id="b1", created_at=NOON.isoformat()))
+    write_responses(
+        store,
+        endpoint="simulator",
+        task_key=task.task_key,
+        batch_id="b1",
+        round_number=1,
+        answered_at=NOON,
+        responses=[Response(request_key=bytes.fromhex(run.keys(1)[0]), outcome="expired", error="expired: late", cost_nano_usd=0)],
+    )
+    append_submission(store, run.entry.run_id, 1, 0, 1, Closed(reason=CloseReason.COLLECTED))
+    record = read_root(store)
+    assert record is not None
+    ask = RoundInput(root=store.uri, number=1, run_id=run.entry.run_id, round=2, empty=False)
+    open_round(OpenRoot(store=store, record=record, entry=run.entry), ask, run.vendor, note)
+    [tokens] = asked
+    assert at_most / 2 < tokens <= at_most
