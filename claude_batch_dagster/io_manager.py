@@ -1,9 +1,8 @@
 """Loads what was published, by the annotation of the downstream asset's argument. It writes nothing: publishing does."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
 
 import dagster as dg
 from pydantic import ConfigDict, Field
@@ -83,8 +82,10 @@ def open_output(
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    from claude_batch_dagster.storage.published import list_published
+
     store = Store(folder)
-    found = _published(store.list(""))
+    found = list_published(store)
     name = asset_key.to_user_string()
     if partitions is not None:
         missing = sorted(key for key in partitions if key not in found)
@@ -114,16 +115,6 @@ def count_statuses(folder: str, asset_key: dg.AssetKey) -> dict[str, int]:
 
     counted = open_output(folder, asset_key).to_table(columns=["status"]).column("status").value_counts().to_pylist()
     return {**dict.fromkeys(STATUSES, 0), **{str(row["values"]): int(row["counts"]) for row in counted}}
-
-
-def _published(paths: Iterable[str]) -> dict[str | None, str]:
-    """Return the output's files by partition key; None stands for the one file of an output without partitions."""
-    found: dict[str | None, str] = {}
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        if name.endswith(".parquet") and "/" not in folder:
-            found[unquote(folder.partition("=")[2]) if folder else None] = path
-    return found
 
 
 def _remote_folder(uri: str) -> tuple[str, Any]:
