@@ -15,6 +15,7 @@ from bench.responses import link_root
 from bench.server import count_refused, run_server
 from bench.worker import admit_run, ignore, make_collector, make_submitter, name_shard, open_batches, read_run
 from claude_batch_dagster.core.contract import BatchInput
+from claude_batch_dagster.storage.heap import keep_freed_memory
 from claude_batch_dagster.verbs.publish import publish_job
 
 
@@ -53,6 +54,7 @@ def product_published(options: argparse.Namespace, context: Context) -> Callable
 def drain(options: argparse.Namespace, context: Context) -> Callable[[], Facts]:
     """The product's stream of the same results, and nothing done with it."""
     batches = open_batches(context["url"])
+    keep_freed_memory()
 
     def work() -> Facts:
         size = 0

@@ -1,16 +1,16 @@
 """The results of a batch as they arrive: decoded piece by piece, kept, and given back in the order of the requests.
 
-Memory holds 32 MB of answers, beyond which they are in a file, a piece of about a megabyte, and some numbers a result. A result that no fast path reads costs itself
-the slow one, and the others nothing.
+Memory holds 64 MB of answers, beyond which they are in a file, a piece of about a megabyte, and some numbers a result. A result that no
+fast path reads costs itself the slow one, and the others nothing.
 """
 
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, compress
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,13 @@ import pyarrow as pa
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.request import read_key_digits
 from claude_batch_dagster.core.response import UNPRICED, Decoder, PriceUsage, Response, ResultLine, read_result_lines
-from claude_batch_dagster.core.result import ReadLine, Succeeded
-from claude_batch_dagster.storage.arrays import content_to_arrow, texts_to_arrow, to_arrow
+from claude_batch_dagster.core.result import Message, ReadLine
+from claude_batch_dagster.storage.arrays import content_to_arrow, large_to_string, texts_to_arrow, to_arrow
 from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA
 from temporal_worker.asked import ABSENT, Numbers, Requests, Rows
 
 GROUP_BYTES = 64 << 20
-HELD_BYTES = 32 << 20
+HELD_BYTES = 64 << 20
 KEPT = pa.schema([SCHEMA.field(name) for name in (*SCHEMA.names[1:10], "cost_nano_usd")])
 """What is kept of a result; the rest is known of its request, or of its batch."""
 _WORDS = ("outcome", "stop_reason", "model")
@@ -35,14 +35,17 @@ _ROW = np.dtype(
     [
         ("place", np.int32),
         ("line", np.int64),
+        ("start", np.int64),
         ("size", np.int64),
+        ("is_plain", np.bool_),
         ("priced", np.bool_),
         *((name, np.int32) for name in _WORDS),
-        *((name, np.int64) for name in _NUMBERS),
+        *((name, np.int64) for name in (*_NUMBERS, "cache_write_1h_tokens")),
     ]
 )
-"""A result; its answer, or its error, stands elsewhere."""
+"""A result; its answer, or its error, stands elsewhere, `size` bytes from `start`. A plain one is priced with all the others."""
 Table = npt.NDArray[np.void]
+Content: TypeAlias = bytes | memoryview | mmap.mmap
 
 
 class PriceUsages(Protocol):
@@ -94,41 +97,59 @@ class _Words:
 
 
 class _Texts:
-    """Answers and errors as they come; beyond HELD_BYTES those before are in a file."""
+    """Answers and errors one behind the other, as they come; beyond HELD_BYTES all are in a file in the end."""
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._starts = [0]
-        self._mapped: mmap.mmap | bytes = b""
+        self._held = np.empty(HELD_BYTES if file else 0, np.uint8)
+        self._held_bytes = self._filed_bytes = 0
+        self._content: Content = b""
 
-    def extend(self, texts: Sequence[bytes], total_bytes: int) -> None:
-        self._held += texts
-        self._held_bytes += total_bytes
-        if self._held_bytes > HELD_BYTES:
-            assert self._file is not None, "nothing comes without a file"
-            with self._file.open("ab") as out:
-                out.write(b"".join(self._held))
-            self._starts += [start + self._starts[-1] for start in accumulate(map(len, self._held))]
-            self._held, self._held_bytes = [], 0
+    def append(self, content: bytes) -> int:
+        """Take some in; return where they begin."""
+        start = self._filed_bytes + self._held_bytes
+        if self._held_bytes + len(content) > len(self._held):
+            self._write(content)
+        else:
+            self._held[self._held_bytes : self._held_bytes + len(content)] = np.frombuffer(content, np.uint8)
+            self._held_bytes += len(content)
+        return start
 
     def open(self) -> None:
         """Have them read: no more come."""
-        if self._file is not None and self._starts[-1]:
-            with self._file.open("rb") as content:
-                self._mapped = mmap.mmap(content.fileno(), 0, prot=mmap.PROT_READ)
+        self._content = self._held[: self._held_bytes].data
+        if self._filed_bytes:
+            with self._write(b"").open("rb") as filed:
+                self._content = mmap.mmap(filed.fileno(), 0, prot=mmap.PROT_READ)
+            self._held = np.empty(0, np.uint8)
 
-    def read(self, rows: Sequence[int]) -> list[bytes]:
-        """Return those of some rows."""
-        held, starts, mapped = self._held, self._starts, self._mapped
-        filed = len(starts) - 1
-        return [held[row - filed] if row >= filed else mapped[starts[row] : starts[row + 1]] for row in rows]
+    def read(self, start: int, size: int) -> bytes:
+        """Return one."""
+        return bytes(self._content[start : start + size])
+
+    def to_arrow(self, starts: Numbers, sizes: Numbers) -> pa.Array:
+        """Return them all as they stand in memory, each followed by one of what stands between it and the next.
+
+        Args:
+            starts: Ascending.
+            sizes: Of each.
+        """
+        edges = np.full(2 * len(starts) + 1, len(self._content), np.int64)
+        edges[:-1:2], edges[1::2] = starts, starts + sizes
+        return pa.Array.from_buffers(pa.large_binary(), len(edges) - 1, [None, pa.py_buffer(edges), pa.py_buffer(self._content)])
 
     def rest(self) -> None:
         """What was read stays in the page cache; it need not count as this process' memory."""
-        if isinstance(self._mapped, mmap.mmap):
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        if isinstance(self._content, mmap.mmap):
+            self._content.madvise(mmap.MADV_DONTNEED)
+
+    def _write(self, content: bytes) -> Path:
+        assert self._file is not None, "nothing comes without a file"
+        with self._file.open("ab") as out:
+            out.write(self._held[: self._held_bytes].data)
+            self._filed_bytes += self._held_bytes + out.write(content)
+        self._held_bytes = 0
+        return self._file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,27 +192,35 @@ class Arrived:
         self.table[ABSENT]["size"] = len(error)
         rows = self.rows[places]
         ends = np.cumsum(self.table["size"][rows])
+        texts = self.texts.to_arrow(self.table["start"][:ABSENT], self.table["size"][:ABSENT])
         start = 0
         while start < len(places):
             before = ends[start - 1] if start else 0
             stop = min(start + ROW_GROUP_ROWS, max(start + 1, int(np.searchsorted(ends, before + GROUP_BYTES, "right"))))
-            yield places[start:stop], self._take(rows[start:stop], error)
+            yield places[start:stop], self._take(rows[start:stop], texts, error)
             start = stop
 
-    def _take(self, rows: Rows, missing: bytes) -> pa.RecordBatch:
+    def _take(self, rows: Rows, texts: pa.Array, missing: bytes) -> pa.RecordBatch:
         # By bytes: numpy is slow to pick rows of several fields.
         found = self.table.view(np.uint8).reshape(-1, _ROW.itemsize).take(rows, axis=0).view(_ROW)[:, 0]
         answered = found["outcome"] == self.words.encode([Outcome.SUCCEEDED.value])
-        answers = self.texts.read(rows[answered].tolist())
-        errors = [missing if row == ABSENT else self.texts.read([row])[0] for row in rows[~answered].tolist()]
+        answers = texts.take(to_arrow(2 * rows, pa.int32(), answered))
+        errors = [missing if row == ABSENT else self._read(row) for row in rows[~answered].tolist()]
         columns = {
-            "answer": content_to_arrow(b"".join(answers), found["size"], answered),
+            "answer": large_to_string(answers),
             "error": content_to_arrow(b"".join(errors), found["size"], ~answered),
             **{name: self.words.to_arrow(found[name]) for name in _WORDS},
             **{name: to_arrow(found[name], pa.int64(), found["priced"] if name == "cost_nano_usd" else None) for name in _NUMBERS},
         }
         self.texts.rest()
         return pa.record_batch([columns[name] for name in KEPT.names], schema=KEPT)
+
+    def say(self, row: int) -> list[Any]:
+        """Return what a result says, whosever it is."""
+        return [self._read(row), *(self.table[name][row] for name in _SAID)]
+
+    def _read(self, row: int) -> bytes:
+        return self.texts.read(int(self.table["start"][row]), int(self.table["size"][row]))
 
 
 class Arrivals:
@@ -224,30 +253,36 @@ class Arrivals:
 
     def add(self, chunk: bytes) -> None:
         """Take in the next bytes of the results."""
-        start, end = chunk.find(b"\n") + 1, chunk.rfind(b"\n") + 1
-        if end:
+        breaks = _find_breaks(chunk)
+        end = 0
+        if len(breaks):
+            start, end = int(breaks[0]) + 1, int(breaks[-1]) + 1
             # All but the first line are read where they are.
-            self._add_lines(read_result_lines(self._rest + chunk[:start]) + read_result_lines(chunk, start, end))
+            self._add_lines(read_result_lines(self._rest + chunk[:start]) + read_result_lines(chunk, start, end, len(breaks) - 1))
             self._rest = b""
         self._rest += chunk[end:]
 
     def arrange(self) -> Arrived:
         """Return what came, once the context has ended."""
+        self._texts.open()
         table = np.concatenate([*self._tables, np.zeros(1, _ROW)])
-        places, lines = table["place"][:-1].astype(np.int64), table["line"][:-1]
-        order = np.argsort(places * max(1, self._lines) + lines).astype(np.int32)
+        self._tables.clear()
+        _price(table, self._words, self._price_usages)
+        places = table["place"][:-1].copy()
+        rows = np.full(len(self._requests), ABSENT, np.int32)
+        rows[places] = np.arange(len(places), dtype=np.int32)
+        arrived = Arrived(rows=rows, table=table, words=self._words, texts=self._texts, foreign=self._foreign)
+        return arrived if len(places) + arrived.missing == len(rows) else self._leave_repeated(arrived, places)
+
+    def _leave_repeated(self, arrived: Arrived, places: Rows) -> Arrived:
+        """Have each request's first line count, and tell what the others are."""
+        order = np.lexsort((arrived.table["line"][:-1], places)).astype(np.int32)
         places = places[order]
         first = np.diff(places, prepend=ABSENT) != 0
-        rows = np.full(len(self._requests), ABSENT, np.int32)
-        rows[places[first]] = order[first]
-        self._texts.open()
-        again = zip(order[~first].tolist(), rows[places[~first]].tolist(), strict=True)
-        duplicate = sum(self._say(table, row) == self._say(table, earlier) for row, earlier in again)
-        foreign = self._foreign + int((~first).sum()) - duplicate
-        return Arrived(rows=rows, table=table, words=self._words, texts=self._texts, foreign=foreign, duplicate=duplicate)
-
-    def _say(self, table: Table, row: int) -> list[Any]:
-        return [*self._texts.read([row]), *(table[name][row] for name in _SAID)]
+        arrived.rows[places[first]] = order[first]
+        again = zip(order[~first].tolist(), arrived.rows[places[~first]].tolist(), strict=True)
+        duplicate = sum(arrived.say(row) == arrived.say(earlier) for row, earlier in again)
+        return replace(arrived, foreign=arrived.foreign + int((~first).sum()) - duplicate, duplicate=duplicate)
 
     def _add_lines(self, lines: Sequence[ReadLine | ResultLine | None]) -> None:
         places = self._requests.find(["" if line is None else line.custom_id for line in lines])
@@ -263,27 +298,32 @@ class Arrivals:
 
     def _decode(self, decoder: Decoder, lines: Sequence[ReadLine | ResultLine], places: Rows, numbers: Numbers) -> None:
         answers = decoder.read_answers([line.result for line in lines])
-        plain = np.array([answer is not None for answer in answers], np.bool_)
-        if not plain.all():
+        plain = np.array(answers.rows, np.int64)
+        if len(plain) < len(lines):
+            odd = np.delete(np.arange(len(lines)), plain)
             others = [
-                decoder.decode_result(bytes.fromhex(read_key_digits(line.custom_id)), line.result)
-                for line in compress(lines, (~plain).tolist())
+                decoder.decode_result(bytes.fromhex(read_key_digits(lines[row].custom_id)), lines[row].result) for row in odd.tolist()
             ]
+            texts = [((other.error or "") if other.answer is None else other.answer).encode() for other in others]
             table = np.zeros(len(others), _ROW)
             _fill(table, others, self._words)
-            texts = [((other.error or "") if other.answer is None else other.answer).encode() for other in others]
-            self._keep(table, texts, places[~plain], numbers[~plain])
-            lines = list(compress(lines, plain.tolist()))
-        if plain.any():
-            table = np.zeros(len(lines), _ROW)
-            _fill_succeeded(table, [cast(Succeeded, line.result) for line in lines], self._words, self._price_usages)
-            self._keep(table, [answer for answer in answers if answer is not None], places[plain], numbers[plain])
+            self._keep(table, b"\n".join([*texts, b""]), list(map(len, texts)), places[odd], numbers[odd])
+        if len(plain):
+            table = np.zeros(len(plain), _ROW)
+            _fill_plain(table, answers.messages, self._words)
+            self._keep(table, answers.content, answers.sizes, places[plain], numbers[plain])
 
-    def _keep(self, table: Table, texts: Sequence[bytes], places: Rows, numbers: Numbers) -> None:
+    def _keep(self, table: Table, content: bytes, sizes: Sequence[int] | None, places: Rows, numbers: Numbers) -> None:
+        """Keep results, whose texts each have a line break behind them."""
+        ends = _find_breaks(content) if sizes is None else np.cumsum(np.array(sizes, np.int64) + 1) - 1
+        starts = np.concatenate([[0], ends[:-1] + 1])
         table["place"], table["line"] = places, numbers
-        table["size"] = np.fromiter(map(len, texts), np.int64, len(texts))
+        table["start"], table["size"] = self._texts.append(content) + starts, ends - starts
         self._tables.append(table)
-        self._texts.extend(texts, int(table["size"].sum()))
+
+
+def _find_breaks(content: bytes) -> Numbers:
+    return np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
 
 
 def _fill(table: Table, responses: Sequence[Response], words: _Words) -> None:
@@ -294,8 +334,7 @@ def _fill(table: Table, responses: Sequence[Response], words: _Words) -> None:
     table["priced"] = [response.cost_nano_usd is not None for response in responses]
 
 
-def _fill_succeeded(table: Table, results: Sequence[Succeeded], words: _Words, price_usages: PriceUsages) -> None:
-    messages = [result.message for result in results]
+def _fill_plain(table: Table, messages: Sequence[Message], words: _Words) -> None:
     usages = [message.usage for message in messages]
     table["outcome"] = words.encode([Outcome.SUCCEEDED.value])
     table["stop_reason"] = words.encode([message.stop_reason for message in messages])
@@ -304,14 +343,17 @@ def _fill_succeeded(table: Table, results: Sequence[Succeeded], words: _Words, p
     table["output_tokens"] = [usage.output_tokens for usage in usages]
     table["cache_read_tokens"] = [usage.cache_read_input_tokens or 0 for usage in usages]
     table["cache_write_tokens"] = [usage.cache_creation_input_tokens or 0 for usage in usages]
-    written = table["cache_write_tokens"]
-    written_1h = np.array([usage.written_1h_tokens for usage in usages], np.int64) if written.any() else written
-    for model in np.flatnonzero(np.bincount(table["model"])).tolist():
-        ours = table["model"] == model
-        costs = price_usages(
-            words.words[model],
-            **{name: table[name][ours] for name in ("input_tokens", "output_tokens", "cache_read_tokens")},
-            cache_write_5m_tokens=(written - written_1h)[ours],
-            cache_write_1h_tokens=written_1h[ours],
-        )
-        table["cost_nano_usd"][ours], table["priced"][ours] = np.where(costs == UNPRICED, 0, costs), costs != UNPRICED
+    if table["cache_write_tokens"].any():
+        table["cache_write_1h_tokens"] = [usage.written_1h_tokens for usage in usages]
+    table["is_plain"] = True
+
+
+def _price(table: Table, words: _Words, price_usages: PriceUsages) -> None:
+    plain = np.flatnonzero(table["is_plain"])
+    models, written_1h = table["model"][plain], table["cache_write_1h_tokens"][plain]
+    tokens = {name: table[name][plain] for name in ("input_tokens", "output_tokens", "cache_read_tokens")}
+    tokens |= {"cache_write_5m_tokens": table["cache_write_tokens"][plain] - written_1h, "cache_write_1h_tokens": written_1h}
+    for model in np.flatnonzero(np.bincount(models)).tolist():
+        ours = models == model
+        costs = price_usages(words.words[model], **{name: column[ours] for name, column in tokens.items()})
+        table["cost_nano_usd"][plain[ours]], table["priced"][plain[ours]] = np.where(costs == UNPRICED, 0, costs), costs != UNPRICED

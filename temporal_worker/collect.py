@@ -22,6 +22,7 @@ from claude_batch_dagster.core.response import Decoder, PriceUsage, Response
 from claude_batch_dagster.core.submission import Closed, CloseReason, DoAwait, Mode, Settled, next_step
 from claude_batch_dagster.storage.answers import Answers
 from claude_batch_dagster.storage.arrays import repeat_word, to_arrow
+from claude_batch_dagster.storage.heap import keep_freed_memory
 from claude_batch_dagster.storage.keys import Keys, keys_to_arrow
 from claude_batch_dagster.storage.plans import append_submission, read_submission, read_task
 from claude_batch_dagster.storage.responses import SCHEMA, write_response_batches
@@ -70,6 +71,7 @@ class Collector:
             RootError: Terminal. The root is not the run's, or cannot be written.
             VendorUnavailableError: Transient. The results could not be read whole in three fetches.
         """
+        keep_freed_memory()
         root = open_root(self.open_store(batch.root), number=batch.number, run_id=batch.run_id)
         check_endpoint(root, self.batches.find_endpoint())
         expected = read_requests(root, batch)

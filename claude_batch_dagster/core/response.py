@@ -7,6 +7,7 @@ Source: platform.claude.com batch processing, "Retrieve batch results"; `anthrop
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import Protocol, TypeVar, cast
 
 import jsonschema_rs
@@ -92,6 +93,23 @@ class ResultLine(msgspec.Struct, frozen=True):
     result: msgspec.Raw
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers of some of several results.
+
+    Attributes:
+        rows: Whose, as places among the results, ascending.
+        messages: They stand in these.
+        content: The answers, each with a line break behind it.
+        sizes: Of each, in bytes; None where no answer has a line break in it.
+    """
+
+    rows: Sequence[int]
+    messages: Sequence[Message]
+    content: bytes
+    sizes: Sequence[int] | None = None
+
+
 def iter_result_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the lines of a results file, which has no line break at its end."""
     rest = b""
@@ -114,14 +132,21 @@ def read_result_line(line: bytes) -> ResultLine:
         raise ValueError("a line without custom_id and result") from None
 
 
-def read_result_lines(content: bytes, start: int = 0, end: int | None = None) -> list[ReadLine | ResultLine | None]:
+def read_result_lines(
+    content: bytes, start: int = 0, end: int | None = None, breaks: int | None = None
+) -> list[ReadLine | ResultLine | None]:
     """Return the lines of some whole lines, blank ones left out; None for a line that is no result of any request.
 
     A line whose result is unusual comes undecoded, and costs the others nothing.
+
+    Args:
+        content: Read from `start` to `end`.
+        breaks: How many line breaks there are; counted where not told.
     """
     try:
         lines = _decode_lines(memoryview(content)[start:end])
-        if len(lines) == content.count(b"\n", start, end) + (not content.endswith(b"\n", start, end)):
+        breaks = content.count(b"\n", start, end) if breaks is None else breaks
+        if len(lines) == breaks + (not content.endswith(b"\n", start, end)):
             return cast("list[ReadLine | ResultLine | None]", lines)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
@@ -153,25 +178,26 @@ class Decoder:
         self._max_tokens = cast(int, document.get("max_tokens", 0))
         self.price_usage = price_usage
 
-    def read_answers(self, results: Sequence[Result | msgspec.Raw]) -> list[bytes | None]:
-        """Return the answers of those that succeeded without more ado, as UTF-8; None for those that `decode_result` is for."""
-        answers: list[bytes | None] = []
-        is_valid = None if self._validator is None else self._validator.is_valid
-        for result in results:
-            answer = None
+    def read_answers(self, results: Sequence[Result | msgspec.Raw]) -> "Answers":
+        """Return the answers of those that succeeded without more ado; `decode_result` is for the others."""
+        rows, messages, texts = list[int](), list[Message](), list[str]()
+        for row, result in enumerate(results):
             if type(result) is Succeeded and (message := result.message).stop_reason in COMPLETE_STOPS:
                 blocks = message.content
-                text = blocks[0].text or "" if len(blocks) == 1 and blocks[0].type == "text" else join_text(message)
-                if is_valid is None:
-                    answer = text.encode() if text.strip() else None
-                else:
-                    try:
-                        value = _decode_json(text)
-                        answer = _encode_json(value) if is_valid(value) else None
-                    except (msgspec.DecodeError, RecursionError):
-                        pass
-            answers.append(answer)
-        return answers
+                rows.append(row)
+                messages.append(message)
+                texts.append(blocks[0].text or "" if len(blocks) == 1 and blocks[0].type == "text" else join_text(message))
+        if self._validator is None:
+            good = [text.strip() != "" for text in texts]
+            rows, messages, texts = _pick(rows, good), _pick(messages, good), _pick(texts, good)
+            encoded = [text.encode() for text in texts]
+            return Answers(rows, messages, b"\n".join([*encoded, b""]), list(map(len, encoded)))
+        is_valid, values = self._validator.is_valid, _load_texts(texts)
+        good = [value is not _NO_JSON and is_valid(value) for value in values]
+        try:
+            return Answers(_pick(rows, good), _pick(messages, good), _encode_lines(_pick(values, good)))
+        except RecursionError:
+            return Answers((), (), b"")
 
     def decode_result(self, request_key: bytes, result: bytes | msgspec.Raw | Result) -> Response:
         """Return what became of a request.
@@ -283,7 +309,9 @@ class _Verdict:
 _decode_lines: Callable[[memoryview], list[ReadLine]] = msgspec.json.Decoder(ReadLine).decode_lines
 _decode_whole_line: Callable[[bytes], ReadLine] = msgspec.json.Decoder(ReadLine).decode
 _decode_json: Callable[[str], object] = msgspec.json.Decoder().decode
-_encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
+_decode_ones: Callable[[bytes], list[tuple[object, ...]]] = msgspec.json.Decoder(tuple[object]).decode_lines
+_encode_lines: Callable[[Sequence[object]], bytes] = msgspec.json.Encoder().encode_lines
+_NO_JSON = object()
 _decode_line: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
 
 
@@ -314,6 +342,30 @@ def _read(content: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError):
         return msgspec.convert(_load_leniently(bytes(content)), kind)
+
+
+def _pick(items: list[T], good: list[bool]) -> list[T]:
+    return items if all(good) else list(compress(items, good))
+
+
+def _load_texts(texts: list[str]) -> list[object]:
+    """Return the values of some JSON documents, _NO_JSON for what is none."""
+    try:
+        # Behind a closed bracket an opening one can only begin a document: no text reaches into its neighbour's, and as many documents
+        # as texts are one each.
+        ones = _decode_ones(("[" + "]\n[".join(texts) + "]").encode())
+        if len(ones) == len(texts):
+            return list(chain.from_iterable(ones))
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    return list(map(_load_text, texts))
+
+
+def _load_text(text: str) -> object:
+    try:
+        return _decode_json(text)
+    except (msgspec.DecodeError, RecursionError):
+        return _NO_JSON
 
 
 def _load(content: bytes) -> object:

@@ -61,6 +61,13 @@ def content_to_arrow(content: bytes, sizes: npt.NDArray[np.int64], valid: npt.ND
     )
 
 
+def large_to_string(texts: pa.Array) -> pa.Array:
+    """Return large binaries that are UTF-8 as strings, of 2 GB at most; they begin where their memory does."""
+    bits, ends, content = texts.buffers()
+    ends = pa.py_buffer(np.frombuffer(ends, np.int64, len(texts) + 1).astype(np.int32))
+    return pa.Array.from_buffers(pa.string(), len(texts), [bits, ends, content])
+
+
 def words_to_arrow(words: Sequence[str | None]) -> pa.Array:
     """Return short texts as strings; quick where all are the same."""
     if len(set(words)) == 1 and words[0] is not None:

@@ -51,6 +51,9 @@ _WRITING: dict[str, Any] = {
     "use_dictionary": [name for name in SCHEMA.names if name not in ("request_key", "answer")],
     "compression": {name: "none" if name == "request_key" else "zstd" for name in SCHEMA.names},
     "compression_level": {name: 1 for name in SCHEMA.names if name != "request_key"},
+    # Nobody looks for a row group by these.
+    "write_statistics": [name for name in SCHEMA.names if name not in ("request_key", "answer")],
+    "write_batch_size": ROW_GROUP_ROWS,
 }
 ANSWER_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("retryable"))
 OUTCOMES = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.PENDING)

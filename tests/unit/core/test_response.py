@@ -1,15 +1,16 @@
 """core/response.py: result lines as the vendor writes them, and as it might."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.response import Decoder, Response, ResultLine, read_result_line, read_result_lines
-from claude_batch_dagster.core.result import ReadLine
+from claude_batch_dagster.core.result import ReadLine, Result, Succeeded
 
 KEY = bytes(range(16))
 SCHEMA = {
@@ -237,6 +238,21 @@ BROKEN = [
 ]
 
 
+def read_answers(decoder: Decoder, results: "list[Result | msgspec.Raw]") -> list[bytes | None]:
+    """Return each result's answer, None where the fast path has none."""
+    answers = decoder.read_answers(results)
+    found: list[bytes | None] = [None] * len(results)
+    sizes = answers.sizes or [len(text) for text in answers.content.split(b"\n")[:-1]]
+    start = 0
+    for row, message, size in zip(answers.rows, answers.messages, sizes, strict=True):
+        assert cast(Succeeded, results[row]).message is message
+        found[row] = answers.content[start : start + size]
+        assert answers.content[start + size : start + size + 1] == b"\n"
+        start += size + 1
+    assert start == len(answers.content)
+    return found
+
+
 def decode_whole(decoder: Decoder, lines: list[ReadLine | ResultLine | None]) -> list[Response | None]:
     """Decode lines as a collector does, but for the columns."""
     found: list[Response | None] = []
@@ -244,7 +260,7 @@ def decode_whole(decoder: Decoder, lines: list[ReadLine | ResultLine | None]) ->
         if line is None:
             found.append(None)
             continue
-        (answer,) = decoder.read_answers([line.result])
+        (answer,) = read_answers(decoder, [line.result])
         response = decoder.decode_result(KEY, line.result)
         assert answer is None or (response.outcome, response.answer) == (Outcome.SUCCEEDED, answer.decode())
         found.append(response)
@@ -288,4 +304,51 @@ def test_only_answers_without_more_ado_take_the_fast_path() -> None:
     results = [succeeded('{"label":"ok"}'), succeeded('{"label":"OK"}'), succeeded("x", "max_tokens"), {"type": "expired"}]
     results.append(succeeded([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": ' {"label": "Spam"}'}]))
     lines = read_result_lines(b"\n".join(json.dumps({"custom_id": "a", "result": result}).encode() for result in results))
-    assert STRUCTURED.read_answers([line.result for line in lines if line]) == [b'{"label":"ok"}', None, None, None, b'{"label":"Spam"}']
+    assert read_answers(STRUCTURED, [line.result for line in lines if line]) == [b'{"label":"ok"}', None, None, None, b'{"label":"Spam"}']
+
+
+ANYTHING = Decoder({"schema": {"title": "Anything"}, "max_tokens": 100}, price)
+PARTS = [
+    "",
+    " ",
+    "\n",
+    "1",
+    "1 2",
+    "1,2",
+    "[",
+    "]",
+    "[]",
+    "1] [2",
+    "1]\n[2",
+    '{"a":',
+    "{",
+    "}",
+    "1}",
+    '"',
+    '"]\n["',
+    '{"label":"ok"}',
+    '{"label": "no"}',
+]
+
+
+def make_lines(texts: list[str]) -> bytes:
+    return b"\n".join(json.dumps({"custom_id": "a", "result": succeeded(text)}).encode() for text in texts)
+
+
+@given(st.lists(st.sampled_from(PARTS) | st.lists(st.sampled_from(PARTS)).map("".join) | TEXTS, max_size=8))
+def test_many_answers_are_read_as_each_alone(texts: list[str]) -> None:
+    """No answer reaches into its neighbour's, though they are parsed together."""
+    lines = read_result_lines(make_lines(texts))
+    results = [line.result for line in lines if line is not None]
+    assert len(results) == len(texts)
+    for decoder in (ANYTHING, STRUCTURED, PLAIN):
+        alone = [read_answers(decoder, [result])[0] for result in results]
+        assert read_answers(decoder, results) == alone
+        for result, answer in zip(results, alone, strict=True):
+            assert answer is None or decoder.decode_result(KEY, result).answer == answer.decode()
+
+
+def test_answers_that_stand_for_each_others_line_are_not_taken_together() -> None:
+    """As many documents as answers, but two of them within one and one of them across two."""
+    for texts in (["1 2", '{"a":', "1}"], ["1] [2", "[", ""], ["1,2", "[1", "2]"]):
+        assert read_answers(ANYTHING, [line.result for line in read_result_lines(make_lines(texts)) if line]) == [None] * 3
