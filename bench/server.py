@@ -6,7 +6,6 @@ A batch has ended when its create is answered (or after `--seconds`). Answers ar
 import argparse
 import json
 import os
-import random
 import re
 import socketserver
 import subprocess
@@ -21,6 +20,8 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from io import BufferedIOBase
 from typing import Any
+
+import numpy as np
 
 from bench.data import make_answers
 from bench.job import MODEL
@@ -212,16 +213,18 @@ class Handler(socketserver.StreamRequestHandler):
 
     def _send_results(self, batch: Batch) -> None:
         custom_ids = batch.custom_ids.split(b"\n")
-        random.Random(batch.count).shuffle(custom_ids)
+        # Drawn ahead, and put in order as they are sent: nobody waits for it.
+        order = np.random.default_rng(batch.count).permutation(len(custom_ids)).tolist()
         lines, step = self.lines, len(self.lines)
-        size = sum(map(len, custom_ids)) + len(custom_ids) * len(b'{"custom_id":"') - 1
-        size += sum(len(lines[number % step]) for number in range(len(custom_ids)))
+        size = len(batch.custom_ids) + len(custom_ids) * (len(b'{"custom_id":"') - 1)
+        cycles, rest = divmod(len(custom_ids), step)
+        size += cycles * sum(map(len, lines)) + sum(map(len, lines[:rest]))
         head = f"HTTP/1.1 200 OK\r\ncontent-type: application/x-jsonl\r\ndate: {formatdate(usegmt=True)}\r\n{HEADERS}"
         self.wfile.write(f"{head}content-length: {size}\r\n\r\n".encode())
         for start in range(0, len(custom_ids), PIECE_LINES):
             piece = [
-                b'{"custom_id":"' + custom_id + lines[(start + at) % step]
-                for at, custom_id in enumerate(custom_ids[start : start + PIECE_LINES])
+                b'{"custom_id":"' + custom_ids[place] + lines[(start + at) % step]
+                for at, place in enumerate(order[start : start + PIECE_LINES])
             ]
             content = b"".join(piece)
             self.wfile.write(content if start + PIECE_LINES < len(custom_ids) else content[:-1])

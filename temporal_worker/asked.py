@@ -146,7 +146,7 @@ def check_requests(root: OpenRoot, batch: BatchInput, expected: Requests) -> Non
     if not expected.same_as(_read_body(root, batch, shard)):
         raise RootError(
             f"{root.store.uri}/{owned_keys_path(batch.run_id)} and {shard.path} do not hold the same requests. "
-            f"Batch {batch.batch_id} is not collected. Restore the files."
+            f"The run does not go on with batch {batch.batch_id}. Restore the files."
         )
 
 
@@ -171,7 +171,7 @@ def _read_body(root: OpenRoot, batch: BatchInput, shard: ShardRef) -> Requests:
         asked = read_asked(root.store.stream(shard.path))
     except FileNotFoundError as error:
         raise RootError(
-            f"{root.store.uri}/{shard.path} is missing: the root lost its records. Batch {batch.batch_id} is not collected without them, "
+            f"{root.store.uri}/{shard.path} is missing: the root lost its records. The run does not go on with batch {batch.batch_id} without them, "
             "its results can be read for 29 days. Restore the file."
         ) from error
     names, tag = _list_names(root), submission_tag(batch.run_id, batch.round, batch.shard)
@@ -180,7 +180,7 @@ def _read_body(root: OpenRoot, batch: BatchInput, shard: ShardRef) -> Requests:
     if found.distinct != shard.requests or len(found) != shard.requests:
         raise RootError(
             f"{root.store.uri}/{shard.path} holds {found.distinct:,} requests, the plan says {shard.requests:,}. "
-            f"Batch {batch.batch_id} is not collected. Restore the file."
+            f"The run does not go on with batch {batch.batch_id}. Restore the file."
         )
     return found
 

@@ -4,10 +4,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from typing import TYPE_CHECKING, assert_never
 
-from claude_batch_dagster.core.contract import OpenedRound, RoundInput, Stray
+import numpy as np
+
+from claude_batch_dagster.core.contract import BatchInput, OpenedRound, RoundInput, Stray
 from claude_batch_dagster.core.errors import RunError
 from claude_batch_dagster.core.outcome import Again, Outcome, choose_again, error_type, raise_max_tokens
 from claude_batch_dagster.core.records import RoundRecord, ShardRef
@@ -30,6 +32,8 @@ from claude_batch_dagster.storage.plans import (
 )
 from claude_batch_dagster.storage.recovered import list_unstored_strays
 from claude_batch_dagster.storage.staging import ShardStager
+from claude_batch_dagster.storage.stored import StoredFiles, read_stored_files
+from temporal_worker.asked import check_requests, read_requests
 from temporal_worker.further import InvalidBefore, ModelLimits
 from temporal_worker.root import OpenRoot, check_endpoint
 from temporal_worker.usage import read_usage, sum_cost
@@ -93,7 +97,7 @@ def _stage_round(root: OpenRoot, round_number: int, batches: "Batches", price_us
     assert previous is not None, "a round is opened after the one before it"
     submissions = list_submissions(root.store, entry.run_id)
     strays = [stray.batch_id for stray in list_strays(root.store) if stray.run_id == entry.run_id]
-    tasks = _read_tasks(root, submissions, strays, round_number, ModelLimits(batches), price_usage)
+    tasks = _read_tasks(root, strays, round_number, ModelLimits(batches), price_usage)
     reasons: Counter[str] = Counter()
     with root.store.scratch() as scratch:
         stager = ShardStager(
@@ -103,10 +107,17 @@ def _stage_round(root: OpenRoot, round_number: int, batches: "Batches", price_us
             scratch=scratch,
             max_requests=max((shard.requests for shard in entry.shards), default=1),
         )
-        for shard in previous.shards:
-            lines = iter_lines(root.store.stream(shard.path))
+        for number, shard in enumerate(previous.shards):
+            ids = batch_ids({place: records for place, records in submissions.items() if place == (previous.round, number)})
+            if not ids:
+                continue
+            batch = BatchInput(
+                root=root.store.uri, number=entry.number, run_id=entry.run_id, round=previous.round, shard=number, batch_id=ids[-1]
+            )
+            last = {name: task.read_last(ids) for name, task in tasks.items()}
+            lines = _read_repeatable(root, batch, shard, list(last.values()))
             while chunk := list(islice(lines, CHUNK_REQUESTS)):
-                for asked in _pick_again(chunk, tasks):
+                for asked in _pick_again(chunk, tasks, last):
                     stager.add(asked.line, asked.worst_nano_usd)
                     reasons[asked.reason] += 1
         shards = stager.finish()
@@ -148,24 +159,31 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AskedTask:
-    """A task and what this run's batches answered to it: in the round before, in the rounds before that, and late."""
+    """A task and what this run's batches answered to it in the rounds before the last one, and late."""
 
+    stored: StoredFiles
     model: str
     has_function: bool
     limits: ModelLimits
     price_usage: PriceUsage
-    last: Answers
     invalid_before: InvalidBefore
     strays: Answers
 
-    def pick(self, lines: Sequence[bytes], keys: Keys) -> list[_Asked | None]:
+    def read_last(self, batch_ids: Sequence[str]) -> Answers:
+        """Return what batches of one shard answered: memory does not grow with the shards."""
+        stored = self.stored
+        return Answers(stored.store, stored.endpoint, stored.task_key, batch_ids=batch_ids, stored=stored)
+
+    def pick(self, lines: Sequence[bytes], keys: Keys, last: Answers) -> list[_Asked | None]:
         """Return each line as it is asked again, None for those that are not."""
         answered = self.strays.ended_as(keys, Outcome.SUCCEEDED)
+        # Of these alone it is asked: other runs' answers may have to be read for it.
+        before = last.ended_as(keys, Outcome.INVALID)
+        if before.any():
+            before[before] = self.invalid_before.tell(keys[before])
         return [
-            None if late or outcome is None else self._ask(line, outcome, error, once_more=not before)
-            for line, (outcome, error), late, before in zip(
-                lines, self.last.outcomes(keys), answered, self.invalid_before.tell(keys), strict=True
-            )
+            None if late or outcome is None else self._ask(line, outcome, error, once_more=not again)
+            for line, (outcome, error), late, again in zip(lines, last.outcomes(keys), answered, before, strict=True)
         ]
 
     def _ask(self, line: bytes, outcome: str, error: str | None, *, once_more: bool) -> _Asked | None:
@@ -200,36 +218,48 @@ class _AskedTask:
 
 def _read_tasks(
     root: OpenRoot,
-    submissions: dict[tuple[int, int], list[Record]],
     strays: Sequence[str],
     round_number: int,
     limits: ModelLimits,
     price_usage: PriceUsage,
 ) -> dict[str, _AskedTask]:
-    before = batch_ids({place: records for place, records in submissions.items() if place[0] == round_number - 1})
     tasks: dict[str, _AskedTask] = {}
     for task in root.entry.tasks:
-        last, late = [Answers(root.store, root.record.endpoint, task.task_key, batch_ids=ids) for ids in (before, strays)]
+        stored = read_stored_files(root.store, root.record.endpoint, task.task_key)
         document = read_task(root.store, task.task_key)
         tasks[short_name(task.name)] = _AskedTask(
+            stored=stored,
             model=str(document["model"]),
             has_function=isinstance(document["prompt"], dict),
             limits=limits,
             price_usage=price_usage,
-            last=last,
             invalid_before=InvalidBefore(root, task.task_key, round_number - 1),
-            strays=late,
+            strays=Answers(root.store, root.record.endpoint, task.task_key, batch_ids=strays, stored=stored),
         )
     return tasks
 
 
-def _pick_again(lines: Sequence[bytes], tasks: dict[str, _AskedTask]) -> Iterator[_Asked]:
+def _read_repeatable(root: OpenRoot, batch: BatchInput, shard: ShardRef, last: Sequence[Answers]) -> Iterator[bytes]:
+    """Yield a shard's requests that ended in a way after which some are asked again. Where none did, the body is not read."""
+    requests = read_requests(root, batch)
+    chosen = np.zeros(len(requests), np.bool_)
+    for number, answers in enumerate(last):
+        ours = requests.tasks == number
+        chosen[ours] = answers.repeatable(requests.keys[ours])
+    if not chosen.any():
+        return
+    # The places are those of the owned keys, which are a file of their own.
+    check_requests(root, batch, requests)
+    yield from compress(iter_lines(root.store.stream(shard.path)), chosen.tolist())
+
+
+def _pick_again(lines: Sequence[bytes], tasks: dict[str, _AskedTask], last: dict[str, Answers]) -> Iterator[_Asked]:
     """Yield what is asked again of these requests, in their order."""
     ids = [parse_custom_id(line_custom_id(line)) for line in lines]
     picked: list[_Asked | None] = [None] * len(lines)
     for name, task in tasks.items():
         places = [place for place, custom_id in enumerate(ids) if custom_id.name == name]
         keys = pack_keys([bytes.fromhex(ids[place].request_key) for place in places])
-        for place, asked in zip(places, task.pick([lines[place] for place in places], keys), strict=True):
+        for place, asked in zip(places, task.pick([lines[place] for place in places], keys, last[name]), strict=True):
             picked[place] = asked
     return (asked for asked in picked if asked is not None)

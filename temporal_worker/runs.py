@@ -1,7 +1,8 @@
 """What is done to a run as a whole: open it, close shards that are not bought, open the next round, finish. PROTOCOL, "A run"."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -23,6 +24,7 @@ from claude_batch_dagster.core.contract import (
 from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, RunError, SpendLimitError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.response import PriceUsage
+from claude_batch_dagster.core.shard import MAX_REQUESTS
 from claude_batch_dagster.core.submission import (
     Accepted,
     Closed,
@@ -32,16 +34,18 @@ from claude_batch_dagster.core.submission import (
     DoClose,
     DoSend,
     Mode,
+    Record,
     Settled,
     Unknown,
     next_step,
 )
 from claude_batch_dagster.storage.answers import Answers
-from claude_batch_dagster.storage.keys import read_owned_keys
+from claude_batch_dagster.storage.keys import read_owned_keys, read_owned_shard
 from claude_batch_dagster.storage.plans import (
     append_submission,
     batch_ids,
     last_round,
+    list_rounds,
     list_strays,
     list_submissions,
     read_done,
@@ -52,6 +56,7 @@ from claude_batch_dagster.storage.plans import (
     write_done,
 )
 from claude_batch_dagster.storage.store import Store
+from claude_batch_dagster.storage.stored import read_stored_files
 from temporal_worker.capabilities import find_mismatch
 from temporal_worker.preflight import Preflights
 from temporal_worker.root import OpenRoot, check_endpoint, check_workspace, explain_endpoint, open_root
@@ -147,14 +152,15 @@ class Runs:
             submissions = list_submissions(root.store, finish.run_id)
             check_closed(root, submissions)
             _check_last_round(root)
-            ids = [*batch_ids(submissions), *(stray.batch_id for stray in list_strays(root.store) if stray.run_id == finish.run_id)]
+            strays = [stray.batch_id for stray in list_strays(root.store) if stray.run_id == finish.run_id]
+            ids = [*batch_ids(submissions), *strays]
             endpoint = root.record.endpoint
             usage = read_usage(root.store, endpoint, [task.task_key for task in root.entry.tasks], ids, run_id=finish.run_id)
             record = DoneRecord(
                 run_id=finish.run_id,
                 finished_at=self.clock().isoformat(timespec="seconds"),
                 outcome=finish.outcome,
-                rows=_count_rows(root, ids),
+                rows=_count_rows(root, submissions, strays),
                 batches=len(ids),
                 usage=usage,
                 cost_nano_usd=sum_cost(usage),
@@ -249,22 +255,49 @@ def _check_last_round(root: OpenRoot) -> None:
         )
 
 
-def _count_rows(root: OpenRoot, batch_ids: Collection[str]) -> dict[str, int]:
+def _count_rows(root: OpenRoot, submissions: dict[tuple[int, int], list[Record]], strays: Sequence[str]) -> dict[str, int]:
     """Count what became of the run's requests in its own batches; what an earlier run answered is not its doing."""
     entry: LogEntry = root.entry
-    rows: dict[str, int] = {}
-    answers: dict[str, Answers] = {}
-    for task_key, keys in read_owned_keys(root.store, entry.run_id):
-        if task_key not in answers:
-            answers[task_key] = Answers(root.store, root.record.endpoint, task_key, batch_ids=batch_ids)
-        for outcome, requests in answers[task_key].count_outcomes(keys).items():
-            if requests:
-                rows[outcome] = rows.get(outcome, 0) + requests
-    if sum(rows.values()) != entry.keys.count:
+    rows = _count_by_shard(root, submissions, strays) or _count_at_once(root, [*batch_ids(submissions), *strays])
+    if rows.total() != entry.keys.count:
         raise RunError(
-            f"Batch run {entry.label} cannot finish: its plan owns {entry.keys.count:,} requests, {sum(rows.values()):,} were counted. "
+            f"Batch run {entry.label} cannot finish: its plan owns {entry.keys.count:,} requests, {rows.total():,} were counted. "
             "Nothing is lost. This is a bug in claude-batch-dagster, please report it."
         )
+    return {outcome: requests for outcome, requests in rows.items() if requests}
+
+
+def _count_by_shard(root: OpenRoot, submissions: dict[tuple[int, int], list[Record]], strays: Sequence[str]) -> Counter[str] | None:
+    """Count one shard of the first round after another: memory does not grow with the shards.
+
+    None where more than a shard's requests were asked again, or a batch came late, for these belong to any shard; and where what the
+    run owns does not tell its shards.
+    """
+    entry, rows = root.entry, Counter[str]()
+    later = [shard for record in list_rounds(root.store, entry) if record.round > 1 for shard in record.shards]
+    if strays or sum(shard.requests for shard in later) > MAX_REQUESTS:
+        return None
+    again = batch_ids({place: records for place, records in submissions.items() if place[0] > 1})
+    stored = {task.task_key: read_stored_files(root.store, root.record.endpoint, task.task_key) for task in entry.tasks}
+    for shard in range(len(entry.shards)):
+        owned = read_owned_shard(root.store, entry.run_id, shard)
+        if owned is None:
+            return None
+        ids = [*batch_ids({(1, shard): submissions.get((1, shard), [])}), *again]
+        for task, task_key in enumerate(owned.task_keys):
+            keys = owned.keys[owned.tasks == task]
+            if len(keys):
+                answers = Answers(root.store, root.record.endpoint, task_key, batch_ids=ids, stored=stored[task_key])
+                rows.update(answers.count_outcomes(keys))
+    return rows
+
+
+def _count_at_once(root: OpenRoot, ids: Collection[str]) -> Counter[str]:
+    rows, answers = Counter[str](), dict[str, Answers]()
+    for task_key, keys in read_owned_keys(root.store, root.entry.run_id):
+        if task_key not in answers:
+            answers[task_key] = Answers(root.store, root.record.endpoint, task_key, batch_ids=ids)
+        rows.update(answers[task_key].count_outcomes(keys))
     return rows
 
 

@@ -15,9 +15,13 @@ from claude_batch_dagster.storage.keys import Keys, Mask, keys_from_arrow
 from claude_batch_dagster.storage.reader import Located, ResponseReader
 from claude_batch_dagster.storage.responses import ANSWER_SCHEMA, CODES, FINAL, OUTCOME_BITS, OUTCOMES, RETRYABLE
 from claude_batch_dagster.storage.store import Store, join_uri
-from claude_batch_dagster.storage.stored import read_stored_files
+from claude_batch_dagster.storage.stored import StoredFiles, read_stored_files
 
 _FAILURE_CODES = np.array([CODES[outcome] for outcome in (Outcome.TRUNCATED, Outcome.INVALID, Outcome.ERRORED)], np.uint8)
+
+_REPEATED_CODES = np.array([CODES[outcome] for outcome in (Outcome.TRUNCATED, Outcome.INVALID, Outcome.EXPIRED)], np.uint8)
+_FAILED_CODE = CODES[Outcome.ERRORED]
+"""Without FINAL: with it, no run asks again."""
 
 
 class Answers:
@@ -28,13 +32,22 @@ class Answers:
         endpoint: Whose answers.
         task_key: To which task.
         batch_ids: Only what these batches answered, None for all.
+        stored: The task's files where they were listed already, for who opens one batch after another.
 
     Raises:
         RootError: Terminal. Response files are gone, or the index is of a newer version.
     """
 
-    def __init__(self, store: Store, endpoint: str, task_key: str, *, batch_ids: Collection[str] | None = None) -> None:
-        stored = read_stored_files(store, endpoint, task_key)
+    def __init__(
+        self,
+        store: Store,
+        endpoint: str,
+        task_key: str,
+        *,
+        batch_ids: Collection[str] | None = None,
+        stored: StoredFiles | None = None,
+    ) -> None:
+        stored = stored or read_stored_files(store, endpoint, task_key)
         loaded = load_best(stored, batch_ids=None if batch_ids is None else frozenset(batch_ids))
         self._stored = stored
         self._base, self._fresh, self._fresh_at = loaded.base, loaded.fresh, loaded.fresh_at
@@ -79,6 +92,12 @@ class Answers:
         """Tell which keys have this outcome as their best response's."""
         return self._match(keys, lambda codes: (codes & OUTCOME_BITS) == CODES[outcome])
 
+    def repeatable(self, keys: Keys) -> Mask:
+        """Tell which keys have a response after which a run may ask them again; all that it does ask again are among them."""
+        return self._match(
+            keys, lambda codes: np.isin(codes & OUTCOME_BITS, _REPEATED_CODES) | (codes & (OUTCOME_BITS | FINAL) == _FAILED_CODE)
+        )
+
     def raised_caps(self, keys: Keys) -> dict[int, int]:
         """Return the `max_tokens` of the round that a cut answer's run granted and did not open, by the place of its key among these."""
         places = self.find(keys)
@@ -104,8 +123,9 @@ class Answers:
         answered = places[places >= 0]
         codes = self._outcomes_at(answered)
         outcomes = iter(codes.tolist())
-        # A success has no error: its row, the answer with it, need not be read.
-        errors = iter(self.fetch(answered[codes != CODES[Outcome.SUCCEEDED]])["error"].to_pylist())
+        # A success has no error: its row need not be read.
+        failed = codes != CODES[Outcome.SUCCEEDED]
+        errors = iter(self.read(self.locate(answered[failed]), keys[places >= 0][failed], ["error"])["error"].to_pylist())
         for place in places:
             outcome = OUTCOMES[next(outcomes)] if place >= 0 else None
             yield outcome, None if outcome in (None, Outcome.SUCCEEDED) else next(errors)

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -91,6 +92,7 @@ class Watch:
     _asked_at_s: float = float("-inf")
     _worker_seen_s: float = field(default_factory=time.monotonic)
     _said: set[str] = field(default_factory=set)
+    _closing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     @property
     def open(self) -> list[Watched]:
@@ -162,6 +164,20 @@ class Watch:
         elif now_s - self._worker_seen_s >= NO_WORKER_AFTER_S:
             self.note_once(_explain_no_worker(self.connection))
         return bool(found.pollers)
+
+    async def rest(self, longest_s: float) -> None:
+        """Wait until a workflow of these runs closes, at most so long: nobody waits half a second for what is done."""
+        for run in self.open:
+            if run.entry.run_id not in self._closing:
+                handle = self.client.get_workflow_handle(workflow_id(run.entry.run_id))
+                self._closing[run.entry.run_id] = asyncio.create_task(_await_close(handle))
+        closing = [task for task in self._closing.values() if not task.done()]
+        if not closing:
+            await asyncio.sleep(longest_s)
+            return
+        closed, _ = await asyncio.wait(closing, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED)
+        if closed:
+            self._asked_at_s = float("-inf")
 
     def _read_done(self, run: Watched) -> DoneRecord | None:
         try:
@@ -363,6 +379,12 @@ async def _find_cause(handle: WorkflowHandle[object, object]) -> str:
     except WorkflowFailureError as error:
         return find_reason(error)
     return "its workflow gave no reason."
+
+
+async def _await_close(handle: WorkflowHandle[object, object]) -> None:
+    """Return once a workflow closed, however, or nothing can be told of it."""
+    with suppress(RPCError, WorkflowFailureError):
+        await handle.result()
 
 
 async def _query(handle: WorkflowHandle[object, object]) -> Progress | None:

@@ -305,7 +305,7 @@ class _Runner:
             if self._may_leave(watch):
                 self._leave(watch)
                 break
-            await asyncio.sleep(LOOK_EVERY_S)
+            await watch.rest(LOOK_EVERY_S)
 
     async def _start(self, watch: Watch, own: LogEntry) -> None:
         """Start the own run; its keys are taken, so a server that restarts just now is waited for."""

@@ -165,13 +165,17 @@ def test_a_run_whose_counts_do_not_add_up_does_not_finish(store: Store, entry: L
 
 def test_a_missing_body_keeps_its_batch_uncollected(store: Store, entry: LogEntry) -> None:
     store.delete(entry.shards[0].path)
-    with pytest.raises(RootError, match=r"is missing: the root lost its records\. Batch msgbatch_1 is not collected .* Restore the file\."):
+    with pytest.raises(
+        RootError, match=r"is missing: the root lost its records\. The run does not go on with batch msgbatch_1 .* Restore the file\."
+    ):
         collector().collect(batch_input(store, entry), ended(), quiet)
 
 
 def test_a_body_of_another_length_keeps_its_batch_uncollected(store: Store, entry: LogEntry) -> None:
     store.put(entry.shards[0].path, b'{"requests":[]}')
-    with pytest.raises(RootError, match=r"holds 0 requests, the plan says 2\. Batch msgbatch_1 is not collected\. Restore the file\."):
+    with pytest.raises(
+        RootError, match=r"holds 0 requests, the plan says 2\. The run does not go on with batch msgbatch_1\. Restore the file\."
+    ):
         collector().collect(batch_input(store, entry), ended(), quiet)
 
 

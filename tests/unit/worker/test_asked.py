@@ -138,7 +138,7 @@ def test_owned_keys_that_are_not_those_of_the_body_are_refused(tmp_path: Path) -
     """Where results are missing or foreign."""
     root, batch = staged(tmp_path)
     rewrite(root, root.entry, "another")
-    with pytest.raises(RootError, match=r"do not hold the same requests\. Batch b is not collected"):
+    with pytest.raises(RootError, match=r"do not hold the same requests\. The run does not go on with batch b"):
         check_requests(root, batch, read_requests(root, batch))
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from claude_batch_dagster.core.contract import RoundInput
-from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RunError, VendorUnavailableError
+from claude_batch_dagster.core.errors import CredentialsError, RefusedError, RootError, RunError, VendorUnavailableError
 from claude_batch_dagster.core.records import LogEntry, StrayRecord
-from claude_batch_dagster.core.request import parse_custom_id, submission_tag
+from claude_batch_dagster.core.request import SEPARATOR, parse_custom_id, submission_tag
 from claude_batch_dagster.core.response import Response
-from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens
+from claude_batch_dagster.core.shard import HEAD, TAIL, iter_lines, line_custom_id, line_max_tokens
 from claude_batch_dagster.core.submission import Accepted, Closed, CloseReason
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.answers import Answers
@@ -58,11 +58,18 @@ class Run:
         self.answer(round_number, batch_id, self.keys(round_number), outcomes)
         append_submission(self.store, self.entry.run_id, round_number, 0, 1, Closed(reason=CloseReason.COLLECTED))
 
-    def answer(self, round_number: int, batch_id: str, keys: Sequence[str], outcomes: Sequence[tuple[str, str | None]]) -> None:
+    def answer(
+        self,
+        round_number: int,
+        batch_id: str,
+        keys: Sequence[str],
+        outcomes: Sequence[tuple[str, str | None]],
+        task_key: str = TASK.task_key,
+    ) -> None:
         write_responses(
             self.store,
             endpoint="simulator",
-            task_key=TASK.task_key,
+            task_key=task_key,
             batch_id=batch_id,
             round_number=round_number,
             answered_at=NOON + timedelta(hours=round_number),
@@ -82,18 +89,22 @@ class Run:
 
     def open(self, round_number: int, *, empty: bool = False) -> dict[int, int]:
         """Open a round; return the `max_tokens` of each request that it asks, by its place in the plan."""
-        record = read_root(self.store)
-        assert record is not None
-        root = OpenRoot(store=self.store, record=record, entry=self.entry)
-        ask = RoundInput(root=self.store.uri, number=1, run_id=self.entry.run_id, round=round_number, empty=empty)
-        opened = open_round(root, ask, self.vendor, price)
+        shards = self.open_only(round_number, empty=empty)
         plan = self.keys(1)
         asked = {plan.index(parse_custom_id(line_custom_id(line)).request_key): line_max_tokens(line) for line in self.lines(round_number)}
         found = read_round(self.store, self.entry, round_number)
         assert found is not None
-        assert opened.shards == len(found.shards)
+        assert shards == len(found.shards)
         assert sum(shard.requests for shard in found.shards) == len(asked)
         return asked
+
+    def open_only(self, round_number: int, *, empty: bool = False) -> int:
+        """Open a round; return its shards."""
+        record = read_root(self.store)
+        assert record is not None
+        root = OpenRoot(store=self.store, record=record, entry=self.entry)
+        ask = RoundInput(root=self.store.uri, number=1, run_id=self.entry.run_id, round=round_number, empty=empty)
+        return open_round(root, ask, self.vendor, price).shards
 
     def lines(self, round_number: int) -> list[bytes]:
         found = read_round(self.store, self.entry, round_number)
@@ -223,6 +234,46 @@ def test_a_cap_is_raised_up_to_the_models_own(vendor: Vendor, caps: list[int | N
         run.end(number, *[CUT] * len(run.keys(number)))
         assert run.open(number + 1) == ({0: cap, 1: cap} if cap else {})
     assert vendor.asked == [TASK.model] * len(caps)
+
+
+def test_a_body_of_which_nothing_is_asked_again_is_not_read(tmp_path: Path) -> None:
+    """It may be hundreds of megabytes, and the answers tell."""
+    run = start(tmp_path, 4)
+    run.end(1, SUCCEEDED, REFUSED, WRONG, CANCELED)
+    run.store.delete(run.entry.shards[0].path)
+    assert run.open_only(2) == 0
+
+
+def test_a_body_that_is_not_of_the_owned_keys_opens_no_round(tmp_path: Path) -> None:
+    """By their places another request would be asked again."""
+    run = start(tmp_path, 2)
+    run.end(1, SUCCEEDED, EXPIRED)
+    path = tmp_path / "root" / run.entry.shards[0].path
+    first, second = run.lines(1)
+    path.write_bytes(HEAD + second + SEPARATOR + first + TAIL)
+    with pytest.raises(RootError, match=r"do not hold the same requests\. The run does not go on with batch b1\. Restore the files\."):
+        run.open(2)
+    assert run.lines(2) == []
+
+
+def test_every_shard_and_task_goes_by_its_own_answers(tmp_path: Path) -> None:
+    """Shards of two tasks, one of which had no batch; the places within a shard count."""
+    other = replace(TASK, name="others", prompt="Tell of {text}", max_tokens=70)
+    store = Store(str(tmp_path / "root"))
+    run = Run(store=store, entry=stage_plan(store, texts(4), tasks=(TASK, other), max_requests=3))
+    ids = [parse_custom_id(line_custom_id(line)) for line in run.lines(1)]
+    expired = {1, 5, 7}
+    for shard, batch_id in ((0, "b0"), (1, "b1")):
+        mine = range(3 * shard, 3 * shard + 3)
+        append_submission(store, run.entry.run_id, 1, shard, 0, Accepted(id=batch_id, created_at=NOON.isoformat()))
+        for task in (TASK, other):
+            places = [place for place in mine if ids[place].name == task.name]
+            outcomes = [EXPIRED if place in expired else SUCCEEDED for place in places]
+            run.answer(1, batch_id, [ids[place].request_key for place in places], outcomes, task_key=task.task_key)
+        append_submission(store, run.entry.run_id, 1, shard, 1, Closed(reason=CloseReason.COLLECTED))
+    append_submission(store, run.entry.run_id, 1, 2, 0, Closed(reason=CloseReason.DRAINED))
+    assert [one.name for one in ids] == ["topics"] * 4 + ["others"] * 4
+    assert run.open(2) == {1: 100, 5: 70}
 
 
 def test_the_vendor_is_asked_for_models_only_where_an_answer_was_cut(tmp_path: Path) -> None:
