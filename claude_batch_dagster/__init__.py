@@ -8,17 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from claude_batch_dagster.assets import build_claude_batch_asset_specs, claude_batch_assets
-    from claude_batch_dagster.checks import build_claude_batch_checks
+    from claude_batch_dagster.assets.decorator import build_claude_batch_asset_specs, claude_batch_assets
+    from claude_batch_dagster.assets.translator import ClaudeBatchTranslator, ClaudeBatchTranslatorData
+    from claude_batch_dagster.checks.builder import build_claude_batch_checks
     from claude_batch_dagster.component.component import ClaudeBatchComponent
     from claude_batch_dagster.core.presets import Moderate, Summarize
     from claude_batch_dagster.core.task import ClaudeTask
-    from claude_batch_dagster.files_sensor import build_parquet_files_sensor
-    from claude_batch_dagster.io_manager import ClaudeBatchIOManager
-    from claude_batch_dagster.resource import ClaudeBatchResource, claude_batch_resources
-    from claude_batch_dagster.sensor import build_claude_batch_sensor
+    from claude_batch_dagster.resources.io_manager import ClaudeBatchIOManager
+    from claude_batch_dagster.resources.resource import ClaudeBatchResource, claude_batch_resources
+    from claude_batch_dagster.sensors.deferred import build_claude_batch_sensor
+    from claude_batch_dagster.sensors.files import build_parquet_files_sensor
     from claude_batch_dagster.storage.dataset import ParquetDataset, TableSnapshot
-    from claude_batch_dagster.translator import ClaudeBatchTranslator, ClaudeBatchTranslatorData
 
 __all__ = [
     "ClaudeBatchComponent",
@@ -41,21 +41,21 @@ __all__ = [
 
 _MODULES = {
     "ClaudeBatchComponent": "component.component",
-    "ClaudeBatchIOManager": "io_manager",
-    "ClaudeBatchResource": "resource",
-    "ClaudeBatchTranslator": "translator",
-    "ClaudeBatchTranslatorData": "translator",
+    "ClaudeBatchIOManager": "resources.io_manager",
+    "ClaudeBatchResource": "resources.resource",
+    "ClaudeBatchTranslator": "assets.translator",
+    "ClaudeBatchTranslatorData": "assets.translator",
     "ClaudeTask": "core.task",
     "Moderate": "core.presets",
     "ParquetDataset": "storage.dataset",
     "Summarize": "core.presets",
     "TableSnapshot": "storage.dataset",
-    "build_claude_batch_asset_specs": "assets",
-    "build_claude_batch_checks": "checks",
-    "build_claude_batch_sensor": "sensor",
-    "build_parquet_files_sensor": "files_sensor",
-    "claude_batch_assets": "assets",
-    "claude_batch_resources": "resource",
+    "build_claude_batch_asset_specs": "assets.decorator",
+    "build_claude_batch_checks": "checks.builder",
+    "build_claude_batch_sensor": "sensors.deferred",
+    "build_parquet_files_sensor": "sensors.files",
+    "claude_batch_assets": "assets.decorator",
+    "claude_batch_resources": "resources.resource",
 }
 
 

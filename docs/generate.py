@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 import claude_batch_dagster
 from claude_batch_dagster import ClaudeBatchIOManager, ClaudeBatchResource, Moderate, Summarize
-from claude_batch_dagster.assets import RUN_CONFIG
+from claude_batch_dagster.assets.decorator import RUN_CONFIG
 from claude_batch_dagster.cli.app import SECTIONS, commands
 from claude_batch_dagster.cli.options import GroupedCommand
 from claude_batch_dagster.core import submission
@@ -53,6 +53,16 @@ NOT_OURS = {
     "dagster/parent_run_id",
 }
 """Keys of the code that nobody looks up: a prefix, and Dagster's own tags."""
+METADATA_FILES = (
+    "assets/asked.py",
+    "assets/decorator.py",
+    "reporting/metadata.py",
+    "reporting/report.py",
+    "resources/deferring.py",
+    "resources/resource.py",
+    "resources/waiting.py",
+    "sensors/deferred.py",
+)
 SOURCES = [path for package in ("claude_batch_dagster", "temporal_worker") for path in sorted((REPOSITORY / package).rglob("*.py"))]
 
 
@@ -242,11 +252,7 @@ def dagster_section() -> Iterator[str]:
     yield from table(
         "### Run config", ("key", "meaning"), rows, "Below `ops: {body's name}: config:`. It wins over the resource, for one run."
     )
-    keys = {
-        key
-        for path in ("metadata.py", "resource.py", "waiting.py", "assets.py", "asked.py", "deferring.py", "sensor.py")
-        for key in _keys_in(REPOSITORY / "claude_batch_dagster" / path)
-    }
+    keys = {key for path in METADATA_FILES for key in _keys_in(REPOSITORY / "claude_batch_dagster" / path)}
     named = {key for key in keys if "{" not in key and key not in NOT_OURS}
     known = {key: text for key, text in METADATA.items() if key in named or "/" not in key}
     _same("the metadata keys", {*known, *OTHER_KEYS}, {*named, "chart", "preview"})

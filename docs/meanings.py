@@ -54,10 +54,11 @@ STATUS_MEANINGS: dict[str, tuple[str, str]] = {
 METADATA = {
     "dagster/row_count": "Rows of the output, where it has no partitions.",
     "dagster/partition_row_count": "Rows of the partition.",
-    "dagster/column_schema": "The columns with type and description.",
+    "dagster/column_schema": "The columns with type, description, and which of the source's columns each comes from.",
     "dagster/uri": "The file, or the output's folder.",
-    "claude_batch/cost_usd": "What this run paid for these rows. A shared answer is counted where it was asked first.",
-    "claude_batch/cost": "Instead of `cost_usd` where the model has no known price.",
+    "claude_batch/cost": "What this run paid for these rows, to read: `$0.012`; `unknown` where the model has no known price. "
+    "On an observation of a deferred run: what it will probably cost, and at most.",
+    "claude_batch/cost_usd": "The same as a number, which Dagster plots; not there without a known price. A shared answer is counted where it was asked first.",
     "claude_batch/input_tokens": "Prompt tokens that this run paid for, less cache reads and writes.",
     "claude_batch/output_tokens": "Tokens of the answers that this run paid for, thinking included.",
     "claude_batch/requests": "Distinct requests that this run asked.",

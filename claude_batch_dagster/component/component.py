@@ -10,8 +10,16 @@ from typing import Annotated, Any, Optional, cast
 import dagster as dg
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
 
-from claude_batch_dagster.assets import build_claude_batch_asset_specs, define_assets
-from claude_batch_dagster.checks import build_claude_batch_checks
+from claude_batch_dagster.assets.decorator import build_claude_batch_asset_specs, define_assets
+from claude_batch_dagster.assets.translator import (
+    IO_MANAGER_KEY,
+    ClaudeBatchTranslator,
+    ClaudeBatchTranslatorData,
+    CodePlace,
+    add_code_references,
+    place_of,
+)
+from claude_batch_dagster.checks.builder import build_claude_batch_checks
 from claude_batch_dagster.component.models import (
     BackfillPolicyModel,
     ChecksModel,
@@ -37,18 +45,10 @@ from claude_batch_dagster.component.models import (
 )
 from claude_batch_dagster.component.scaffolder import ClaudeBatchScaffolder
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.io_manager import ClaudeBatchIOManager
-from claude_batch_dagster.resource import RESOURCE_KEY, ClaudeBatchResource
-from claude_batch_dagster.sensor import build_claude_batch_sensor
+from claude_batch_dagster.resources.io_manager import ClaudeBatchIOManager
+from claude_batch_dagster.resources.resource import RESOURCE_KEY, ClaudeBatchResource
+from claude_batch_dagster.sensors.deferred import build_claude_batch_sensor
 from claude_batch_dagster.storage.dataset import Dataset
-from claude_batch_dagster.translator import (
-    IO_MANAGER_KEY,
-    ClaudeBatchTranslator,
-    ClaudeBatchTranslatorData,
-    CodePlace,
-    add_code_references,
-    place_of,
-)
 
 IO_MANAGER_METADATA_KEY = "dagster/io_manager_key"
 _TRANSLATION = TranslationFnResolver[ClaudeBatchTranslatorData](lambda data: {"data": data, "task": data.task})

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_mode
 
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.task import ClaudeTask
-from claude_batch_dagster.resource import ClaudeBatchResource
+from claude_batch_dagster.resources.resource import ClaudeBatchResource
 from claude_batch_dagster.storage.dataset import Dataset, ParquetDataset, TableSnapshot
 from claude_batch_dagster.verbs.task_mapping import TaskMapping, build_task
 

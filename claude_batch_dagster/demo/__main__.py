@@ -72,7 +72,7 @@ def _show(*, is_simulated: bool, elapsed_s: float) -> None:
     import pyarrow.parquet as pq
 
     from claude_batch_dagster.demo.definitions import DEMO_DIR
-    from claude_batch_dagster.io_manager import open_output, outputs_folder
+    from claude_batch_dagster.resources.io_manager import open_output, outputs_folder
     from claude_batch_dagster.storage.store import Store, join_uri
 
     outputs = outputs_folder(default_root(), None, resolve_endpoint(simulate=False, needs_key=False))

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from claude_batch_dagster import ClaudeBatchResource, Moderate, ParquetDataset, Summarize, claude_batch_assets, claude_batch_resources
-from claude_batch_dagster.demo.report import COSTS, COUNTS, chart_markdown, report_markdown
+from claude_batch_dagster.core.money import usd
+from claude_batch_dagster.demo.report import COSTS, COUNTS, chart_of, report_markdown
 from claude_batch_dagster.storage.store import Store, absolute_uri, join_uri
 from claude_batch_dagster.verbs.endpoint import default_root
 
@@ -92,8 +93,9 @@ def review_report(claude_batch: ClaudeBatchResource) -> dg.MaterializeResult[Non
             "reviews": int(counts["reviews"].sum()),
             "days": int(counts["day"].nunique()),
             "responses": int(costs["responses"]),
-            "cost_usd": round(float(costs["cost_usd"]), 6),
-            "chart": dg.MetadataValue.md(chart_markdown(counts, LABELS)),
+            "cost": usd(float(costs["cost_usd"])),
+            "cost_usd": float(costs["cost_usd"]),
+            "chart": dg.MetadataValue.md(chart_of(counts, LABELS)),
             "report": dg.MetadataValue.md(report_markdown(counts, LABELS)),
         }
     )

@@ -27,7 +27,7 @@ def test_the_asset_links_to_its_prompt_its_schema_and_its_yaml(page: Page, serve
     for name in ("prompt.md", "label.json", "defs.yaml"):
         link = page.get_by_role("link", name=f"Open {name}").filter(has_text="in editor")
         expect(link).to_have_attribute("href", re.compile(re.escape(f"{folder / name}:1")))
-    expect(page.get_by_text("How the customer feels.")).to_be_visible()
+    expect(page.get_by_text("How the customer feels. From text of the source.")).to_be_visible()
     screenshots.take(page, "component-overview")
 
 
@@ -37,7 +37,9 @@ def test_a_green_and_a_red_check_say_their_numbers(page: Page, served: Served, s
     expect(page.get_by_text("Passed", exact=True)).to_be_visible()
     expect(row(page, "value")).to_contain_text("1")
     page.get_by_text("label_drift", exact=True).first.click()
-    expect(page.get_by_text(re.compile(r"\d of 7 partitions (is|are) beyond"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"\d of 7 partitions (is|are) beyond max_label_drift=0.3\.$"))).to_be_visible()
+    command = page.locator("pre", has_text="claude-batch sql")
+    expect(command).to_contain_text("FROM '.claude_batch/simulated/output/review_labels/day=2026-11-0")
     expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
     expect(row(page, "limit")).to_contain_text("0.3")
     screenshots.take(page, "component-check-failed")

@@ -167,7 +167,7 @@ def test_the_report_follows_with_its_chart(page: Page, dev: Dev, everything: Run
     show.click()
     chart = page.get_by_role("dialog").get_by_role("img", name="Reviews by day and label")
     expect(chart).to_be_visible()
-    expect(chart).to_have_js_property("naturalWidth", 640)
+    expect(chart).to_have_js_property("naturalWidth", 680)
     screenshots.take(page, "report-chart")
     page.goto(dev.path(f"/locations/{LOCATION}/asset-groups/reviews/lineage"))
     expect(page.get_by_text("100% filled")).to_have_count(3)

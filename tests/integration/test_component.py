@@ -31,7 +31,7 @@ from claude_batch_dagster import (
     claude_batch_assets,
     claude_batch_resources,
 )
-from claude_batch_dagster.asked import asked_assets
+from claude_batch_dagster.assets.asked import asked_assets
 from claude_batch_dagster.component.models import ChecksModel, SensorModel, SourceModel, TaskModel, resolve_duration
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.storage.dataset import TableSnapshot

@@ -1,5 +1,7 @@
 """`build_claude_batch_checks` over real runs: what each check counts, when it is red, and what it never does."""
 
+import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -51,11 +53,13 @@ def number(evaluation: Any, name: str) -> Any:
 
 
 def rows_shown(evaluation: Any) -> list[tuple[Any, ...]]:
-    """What the query in a description finds."""
-    sql = evaluation.description.rpartition("Look at them: ")[2]
-    assert sql == number(evaluation, "sql")
+    """What the command in a description finds, and the query of the metadata as well."""
+    command = re.search(r"\n\nRows(?: of \S+)? to look at:\n\n```sh\nclaude-batch sql (.+)\n```$", evaluation.description, re.DOTALL)
+    assert command, evaluation.description
     with duckdb.connect() as connection:
-        return connection.sql(sql).fetchall()
+        found = connection.sql(shlex.split(command[1])[0]).fetchall()
+        assert found == connection.sql(number(evaluation, "sql")).fetchall()
+    return found
 
 
 def write_rows(place: Path, day: str | None, texts: Sequence[str | None]) -> None:
@@ -148,7 +152,7 @@ def test_coverage_sees_rows_that_the_output_lacks_by_their_keys(place: Path, ope
     (one,) = checks_of(result).values()
     assert (one.passed, number(one, "value")) == (False, 0.5)
     assert one.description.startswith(
-        "2 of 4 rows of the source have an answer or a reason (50.0%), without: 8, 9, beyond min_coverage=0.9."
+        "2 of 4 rows of the source have an answer or a reason (50.0%), below min_coverage=0.9.\n\nWithout: 8, 9.\n\n"
     )
     assert sorted(rows_shown(one)) == [(8,), (9,)]
     assert asked(simulator) == before, "a check asks nothing"
@@ -209,7 +213,7 @@ def test_coverage_reads_every_kind_of_source(place: Path, open_house: OpenHouse,
     drop_first_row(file)
     (one,) = checks_of(alone(house, insights, *checks)).values()
     assert not one.passed
-    assert f"{DAYS[1]}: 2 of 3 rows of the source have an answer or a reason (66.7%), without: {DAYS[1]}-0" in one.description
+    assert f"{DAYS[1]}: 2 of 3 rows of the source have an answer or a reason (66.7%) (without: {DAYS[1]}-0)" in one.description
 
 
 def test_a_deferred_run_skips_its_checks(place: Path, open_house: OpenHouse) -> None:
@@ -247,7 +251,7 @@ def test_a_range_is_judged_by_partition_and_the_worst_is_named(place: Path, open
     found = checks_of(house.materialize(insights, *checks, tags=RANGE))
     rate = found["topics", "failure_rate"]
     assert not rate.passed
-    assert rate.description.startswith(f"1 of 3 partitions is beyond max_failure_rate=0.1: {DAYS[1]}: 3 of 3 rows have no answer")
+    assert rate.description.startswith(f"1 of 3 partitions is beyond max_failure_rate=0.1.\n\n- {DAYS[1]}: 3 of 3 rows have no answer")
     assert number(rate, "partitions") == ", ".join(DAYS)
     assert number(rate, "by_partition") == {DAYS[1]: 1.0}
     assert f"day={DAYS[1]}" in number(rate, "sql")
@@ -269,7 +273,7 @@ def test_labels_that_are_not_allowed_are_counted_and_shown(place: Path, open_hou
     strange = [label for label in held if label not in allowed]
     assert strange, "the simulator gives more than one label"
     assert (one.passed, number(one, "value")) == (False, len(strange))
-    assert one.description.startswith(f"{len(strange)} of 12 answered rows have another label: ")
+    assert one.description.startswith(f"{len(strange)} of 12 answered rows have another label, beyond allowed_labels.\n\nLabel: ")
     assert sorted(row[1] for row in rows_shown(one)) == sorted(strange)
 
 
@@ -287,7 +291,7 @@ def test_drift_compares_a_day_with_the_days_before_it_and_never_with_later_ones(
     assert expected > 0.3
     assert (one.passed, number(one, "value")) == (False, pytest.approx(expected))
     assert one.description.startswith(
-        f"1 of 3 partitions is beyond max_label_drift=0.3: {DAYS[2]}: the distance of label from 80 earlier rows is {expected:.3f}"
+        f"1 of 3 partitions is beyond max_label_drift=0.3.\n\n- {DAYS[2]}: the distance of label from 80 earlier rows is {expected:.3f}"
     )
     assert f"complaint {before['complaint'] / 80:.1%} to {now['complaint'] / 40:.1%}" in one.description
     assert {label for _, label in rows_shown(one)} == {"complaint"}

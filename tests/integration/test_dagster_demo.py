@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.dataset as ds
 
-from claude_batch_dagster.io_manager import open_output
+from claude_batch_dagster.resources.io_manager import open_output
 
 REPOSITORY = Path(__file__).parents[2]
 

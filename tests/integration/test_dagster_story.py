@@ -9,7 +9,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from claude_batch_dagster.charts import MAX_CHART_BYTES
+from claude_batch_dagster.reporting.charts import MAX_CHART_BYTES
 from tests.dagster_house import DAYS, LABELS, MODERATION, RANGE, SUMMARIES, TOPICS, House, OpenHouse, define, info_lines, write_reviews
 from tests.stack import RunningSimulator
 

@@ -40,10 +40,10 @@ NEVER_LOADS = {
         "temporalio",
     },
     "claude_batch_dagster.embedded": {"aiohttp", "anthropic", "dagster", "pandas", "temporal_worker"},
-    "claude_batch_dagster.assets": PARQUET | {"anthropic", "temporal_worker"},
-    "claude_batch_dagster.resource": PARQUET | {"anthropic", "temporal_worker", "temporalio"},
+    "claude_batch_dagster.assets.decorator": PARQUET | {"anthropic", "temporal_worker"},
+    "claude_batch_dagster.resources.resource": PARQUET | {"anthropic", "temporal_worker", "temporalio"},
     "claude_batch_dagster.component.component": PARQUET | {"anthropic", "temporal_worker", "temporalio"},
-    "claude_batch_dagster.sensor": PARQUET | {"anthropic", "temporal_worker", "temporalio"},
+    "claude_batch_dagster.sensors.deferred": PARQUET | {"anthropic", "temporal_worker", "temporalio"},
     "claude_batch_dagster.demo.definitions": {"anthropic", "temporal_worker"},
     "claude_batch_dagster.simulator": FRAMEWORKS | {"claude_batch_dagster.core", "claude_batch_dagster.storage"},
     "claude_batch_dagster.simulator.server": {
@@ -96,7 +96,7 @@ def test_every_third_party_import_is_declared() -> None:
     local = _modules(project["optional-dependencies"]["local"])
     package = REPOSITORY / "claude_batch_dagster"
     # Nothing else needs them, and who has not installed them is told how.
-    own_extras = {package / "loading.py": {"duckdb", "polars"}, package / "verbs" / "views.py": {"duckdb"}}
+    own_extras = {package / "resources" / "loading.py": {"duckdb", "polars"}, package / "verbs" / "views.py": {"duckdb"}}
     may_use_extras = (package / "simulator", package / "embedded", package / "cli")
     missing = {
         (str(path.relative_to(REPOSITORY)), module)

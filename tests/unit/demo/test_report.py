@@ -1,12 +1,10 @@
 """The demo's report."""
 
-import base64
-import xml.etree.ElementTree as ET
-
 import duckdb
 import pandas as pd
 
-from claude_batch_dagster.demo.report import COUNTS, chart_markdown, draw_chart, report_markdown
+from claude_batch_dagster.demo.report import COUNTS, chart_of, report_markdown
+from claude_batch_dagster.reporting.charts import Bar, chart_markdown
 
 ORDER = ("praise", "complaint")
 LABELS = pd.DataFrame(
@@ -40,11 +38,9 @@ def test_the_table_compares_labels_with_what_people_felt():
     assert [line.split()[1] for line in lines[2:]] == ["praise", "complaint", "refused"]
 
 
-def test_the_chart_is_an_image_inside_the_markdown_with_a_bar_for_each_count():
-    markdown = chart_markdown(count_reviews(LABELS), ORDER)
-    encoded = markdown.partition("base64,")[2].removesuffix(")")
-    drawn = base64.b64decode(encoded).decode()
-    assert drawn == draw_chart(count_reviews(LABELS), ORDER)
-    root = ET.fromstring(drawn)
-    titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert "2026-11-01: 1 praise" in titles
+def test_the_chart_is_the_assets_own_with_every_review_and_no_color_of_its_own():
+    markdown = chart_of(count_reviews(LABELS), ORDER)
+    days = (("2026-11-01", {"praise": 1, "complaint": 1}, 0.1 + 0.2), ("2026-11-02", {"praise": 1, "complaint": 0, "refused": 1}, 0.3))
+    rows = [dict.fromkeys((*ORDER, "refused"), 0) | counted for _, counted, _ in days]
+    bars = [Bar(name=day, rows=counted, cost_usd=cost) for (day, _, cost), counted in zip(days, rows, strict=True)]
+    assert markdown == chart_markdown(bars, title="Reviews by day and label")

@@ -1,0 +1,1 @@
+"""Limits on what was published, as asset checks."""

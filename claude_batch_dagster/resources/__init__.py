@@ -1,0 +1,1 @@
+"""What a run uses: the resource that plans, waits, defers and publishes, and the IO manager that loads what was published."""

@@ -1,0 +1,1 @@
+"""What requests runs: new files, and deferred runs whose batches are over."""
