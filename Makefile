@@ -64,8 +64,8 @@ integration: $(STAMP) ## a real Temporal server, the simulator over HTTP, Dagste
 fault: $(STAMP) ## one file per failure: kills, lost replies, full disks
 	$(call suite,-n $(WORKERS) --dist worksteal)
 
-chaos: $(STAMP) ## ROUNDS=20 SEED=n: random kills, cuts and vendor faults, judged by the vendor's books
-	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+chaos: $(STAMP) ## ROUNDS=20 SEED=n DEFERRED=1: random kills, cuts and vendor faults, judged by the vendor's books
+	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(DEFERRED),--deferred)
 
 docs: $(STAMP) ## every command and code block of README and docs, and whether the generated pages are current
 	$(call suite,-n $(WORKERS) --dist worksteal)

@@ -233,8 +233,22 @@ class PlannedOutput(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
 
 
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """A Dagster run that waits for its batch runs now and may leave them: it stands in a deferral in case that it is killed.
+
+    Attributes:
+        owner: The process.
+        leaves_at: When it has waited long enough.
+    """
+
+    owner: Owner
+    leaves_at: str
+
+
 class DeferralRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`deferred/{number}-{digest}.json`: a Dagster run left its batch runs alone; removed once their answers are published.
+
+    It is written before a workflow is started (`intent`), and once more when the run leaves.
 
     Attributes:
         deferred_at: When that run ended.
@@ -249,6 +263,7 @@ class DeferralRecord(msgspec.Struct, frozen=True, kw_only=True):
         limit: Source rows in all, None for all of them; like `replace` and `max_cost_usd` the choice of the deferred run.
         config: Of the op, as it was given; without what is asked again, which was asked.
         snapshot: Names of the kept tables that were asked about, where the source is a function.
+        intent: Set as long as the run has not left: it may publish itself.
     """
 
     deferred_at: str
@@ -266,4 +281,5 @@ class DeferralRecord(msgspec.Struct, frozen=True, kw_only=True):
     op: str | None = None
     config: dict[str, Any] | None = None
     snapshot: str | None = None
+    intent: Intent | None = None
     format: int = 1

@@ -6,7 +6,8 @@ records are read, those of which something can be done.
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,11 @@ DEFERRED_BY_TAG = "claude_batch/deferred_by"
 QUESTION_TAG = "claude_batch/question"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
+MOST_REQUESTED = 3
+"""So many runs are requested for one end where each fails without having published: killed, or the disk was full."""
+AGAIN_AFTER_S = 600.0
+MOST_LISTED = 20
+MOST_NOTES = 5
 
 
 def build_claude_batch_sensor(
@@ -107,14 +113,29 @@ def _tick(
     running = _ask_temporal(place.external, place.root)
     if running.problem is not None:
         context.log.warning(running.problem)
-    look = look_at_deferrals(store, names, running.questions, after=context.cursor or None)
+
+    def has_ended(run_id: str) -> bool:
+        run = context.instance.get_run_by_id(run_id)
+        return run is not None and run.is_finished
+
+    look = look_at_deferrals(store, names, running.questions, after=context.cursor or None, has_ended=has_ended)
     # Whoever comes first starts a stopped server again, and with it every run.
     idle = look.idle[:1] if running.stopped else look.idle
-    requests = [_request(deferral, ops) for deferral in (*look.ended, *idle) if _keys(deferral) <= ops.keys()]
-    requests += [_request_failure(question, ops) for question in look.questions if _keys(question.deferral) <= ops.keys()]
-    return dg.SensorResult(
-        run_requests=requests, skip_reason=None if requests else _tell_waiting(look, running.problem), cursor=look.after or ""
-    )
+    notes = [running.problem] if running.problem else []
+    requests: list[dg.RunRequest] = []
+    for deferral in (*look.ended, *idle):
+        if not _keys(deferral) & ops.keys():
+            notes.append(f"This sensor has no {_name(deferral)}: its deferred run is another sensor's, or the asset is gone.")
+            continue
+        before = _find_requested(context.instance, deferral)
+        if _may_request(before):
+            requests.append(_request(deferral, ops, len(before) + 1))
+        elif not before[0].dagster_run.is_finished:
+            notes.append(f"Run {before[0].dagster_run.run_id[:8]} is to publish {_name(deferral)}.")
+        elif len(before) >= MOST_REQUESTED:
+            notes.append(f"{len(before)} runs that were to publish {_name(deferral)} failed, no further one is requested: materialize it.")
+    requests += [_request_failure(question, ops) for question in look.questions if _keys(question.deferral) & ops.keys()]
+    return dg.SensorResult(run_requests=requests, skip_reason=None if requests else _tell_waiting(look, notes), cursor=look.after or "")
 
 
 def _ask_temporal(external: "Connection | None", root: str) -> _Running:
@@ -136,10 +157,25 @@ def _ask_temporal(external: "Connection | None", root: str) -> _Running:
         return _Running(problem=f"{error} {_BY_RECORDS}")
 
 
-def _request(deferral: "Deferral", ops: Mapping[dg.AssetKey, str]) -> dg.RunRequest:
-    record = deferral.record
+def _find_requested(instance: dg.DagsterInstance, deferral: "Deferral") -> Sequence[dg.RunRecord]:
+    """Return the runs that were to collect this end, the newest first, those that somebody started again too."""
+    tags = {COLLECTS_TAG: deferral.name, DEFERRED_BY_TAG: deferral.record.dagster_run_id or ""}
+    found = instance.get_run_records(dg.RunsFilter(tags=tags), limit=MOST_LISTED)
+    return [record for record in found if QUESTION_TAG not in record.dagster_run.tags]
+
+
+def _may_request(before: Sequence[dg.RunRecord]) -> bool:
+    """Tell whether no run is on its way, or was terminated, and the last one has not failed a moment ago, or once too often."""
+    if not before:
+        return True
+    has_failed = before[0].dagster_run.status is dg.DagsterRunStatus.FAILURE
+    return has_failed and len(before) < MOST_REQUESTED and time.time() - (before[0].end_time or 0.0) >= AGAIN_AFTER_S
+
+
+def _request(deferral: "Deferral", ops: Mapping[dg.AssetKey, str], number: int) -> dg.RunRequest:
     # A job that is deferred again, under the same name too, is collected again.
-    return _run_request(deferral, ops, run_key=f"{deferral.name}/{record.dagster_run_id}", tags={})
+    run_key = f"{deferral.name}/{deferral.record.dagster_run_id}" + (f"/{number}" if number > 1 else "")
+    return _run_request(deferral, ops, run_key=run_key, tags={})
 
 
 def _request_failure(question: "Question", ops: Mapping[dg.AssetKey, str]) -> dg.RunRequest:
@@ -149,7 +185,8 @@ def _request_failure(question: "Question", ops: Mapping[dg.AssetKey, str]) -> dg
 
 
 def _run_request(deferral: "Deferral", ops: Mapping[dg.AssetKey, str], *, run_key: str, tags: Mapping[str, str]) -> dg.RunRequest:
-    record, keys = deferral.record, sorted(_keys(deferral))
+    # Those that are left of them in this code location: the answers of a removed or renamed one are kept.
+    record, keys = deferral.record, sorted(_keys(deferral) & ops.keys())
     named: dict[str, str] = {**tags, COLLECTS_TAG: deferral.name}
     if record.dagster_run_id is not None:
         named[DEFERRED_BY_TAG] = record.dagster_run_id
@@ -169,6 +206,12 @@ def _keys(deferral: "Deferral") -> set[dg.AssetKey]:
     return {dg.AssetKey(path) for path in deferral.record.assets}
 
 
-def _tell_waiting(look: "Look", problem: str | None) -> str:
+def _name(deferral: "Deferral") -> str:
+    assets = ", ".join(key.to_user_string() for key in sorted(_keys(deferral)))
+    partitions = deferral.record.partitions or ()
+    return assets + (f" ({' to '.join(dict.fromkeys((partitions[0], partitions[-1])))})" if partitions else "")
+
+
+def _tell_waiting(look: "Look", notes: Sequence[str]) -> str:
     number = f"{look.deferred:,} deferred {'run waits' if look.deferred == 1 else 'runs wait'} for {'its' if look.deferred == 1 else 'their'} batches."
-    return number if problem is None else f"{number} {problem}"
+    return " ".join((number, *notes[:MOST_NOTES]))

@@ -4,7 +4,7 @@ Contract:
 - A name is `{number}-{digest}`: the number of a run that is waited for, and what would be published. So a list of names and a list of
   `done/` tell which may be collected.
 - Of one digest there is one record, and for a moment two, of which the higher number counts: a job that is deferred again is written
-  under its new name before the former record is removed.
+  under its new name before the former record is removed. Whoever is about to start a run writes its intent beside the former record.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def find_deferring_run(store: Store, number: int) -> str | None:
     """Return the Dagster run that was deferred for a run, None where none was or its answers are published."""
     name = next((name for name in list_deferrals(store) if number_of(name) == number), None)
     record = read_deferral(store, name) if name is not None else None
-    return None if record is None else record.dagster_run_id
+    return None if record is None or record.intent is not None else record.dagster_run_id
 
 
 def read_deferral(store: Store, name: str) -> DeferralRecord | None:
@@ -71,12 +71,27 @@ def write_deferral(store: Store, name: str, record: DeferralRecord) -> None:
     store.put(_path(name), msgspec.json.encode(record))
     for other in _names(store):
         if digest_of(other) == digest_of(name) and other != name:
-            remove_deferral(store, other)
+            store.delete(_path(other))
 
 
-def remove_deferral(store: Store, name: str) -> None:
-    """Remove a deferral that was collected; none is no error."""
-    store.delete(_path(name))
+def write_intent(store: Store, name: str, record: DeferralRecord) -> None:
+    """Write a deferral of a run that has not left, beside the one that it will replace; one of its name waits for the same, and stays."""
+    store.put_if_absent(_path(name), msgspec.json.encode(record))
+
+
+def withdraw_intent(store: Store, name: str, run_id: str | None) -> None:
+    """Remove the intent of a Dagster run, unless another run was deferred under its name meanwhile."""
+    record = read_deferral(store, name)
+    if record is not None and record.intent is not None and record.dagster_run_id == run_id:
+        store.delete(_path(name))
+
+
+def remove_deferral(store: Store, *names: str) -> None:
+    """Remove deferrals that were collected, and older ones of their digests, which they replace; none is no error."""
+    newest = {digest_of(name): number_of(name) for name in sorted(names)}
+    for other in _names(store) if names else ():
+        if number_of(other) <= newest.get(digest_of(other), -1):
+            store.delete(_path(other))
 
 
 def _names(store: Store) -> list[str]:

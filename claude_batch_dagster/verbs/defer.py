@@ -1,12 +1,16 @@
 """Defer: a job is left to its batch runs, and taken up again when they are over, as if one invocation had waited."""
 
+import os
+import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from claude_batch_dagster.core.errors import RunError
-from claude_batch_dagster.core.records import AwaitedRun, DeferralRecord, LogEntry, PlannedOutput
+from claude_batch_dagster.core.records import AwaitedRun, DeferralRecord, DoneRecord, Intent, LogEntry, Owner, PlannedOutput
 from claude_batch_dagster.storage.deferrals import (
     digest_deferral,
     digest_of,
@@ -17,6 +21,7 @@ from claude_batch_dagster.storage.deferrals import (
     read_deferral,
     remove_deferral,
     write_deferral,
+    write_intent,
 )
 from claude_batch_dagster.storage.plans import done_numbers
 from claude_batch_dagster.storage.store import Store
@@ -100,8 +105,9 @@ def defer_job(
     began_at: datetime,
     plans: int,
     changes: int,
+    is_intent: bool = False,
 ) -> Deferred:
-    """Write the deferral of a job whose runs were started.
+    """Write the deferral of a job, before its runs are started (its intent) or when it leaves them.
 
     Args:
         store: The root.
@@ -114,6 +120,7 @@ def defer_job(
         began_at: When its first plan began.
         plans: How often it was planned.
         changes: How often its source had changed meanwhile.
+        is_intent: It is about to start them, and waits itself.
     """
     digest = deferring.digest(job)
     if former is None and (name := find_deferral(store, digest)) is not None and (record := read_deferral(store, name)) is not None:
@@ -151,11 +158,33 @@ def defer_job(
         op=deferring.op,
         config=None if deferring.config is None else dict(deferring.config),
         snapshot=deferring.snapshot,
+        intent=_intend(job, deferring) if is_intent else None,
     )
+    if is_intent:
+        write_intent(store, name, record)
+        return Deferred(name=name, open=tuple(waits))
     write_deferral(store, name, record)
     if former is not None and digest_of(former.name) != digest:
         remove_deferral(store, former.name)
     return Deferred(name=name, open=tuple(waits))
+
+
+def _intend(job: Job, deferring: Deferring) -> Intent:
+    leaves_at = datetime.now(UTC) + timedelta(seconds=deferring.wait_s or 0)
+    owner = Owner(host=socket.gethostname(), pid=os.getpid(), dagster_run_id=job.dagster_run_id)
+    return Intent(owner=owner, leaves_at=leaves_at.isoformat(timespec="milliseconds"))
+
+
+def was_never_started(former: Deferral, entry: LogEntry, done: DoneRecord) -> bool:
+    """Tell whether a job that is gone on with was killed before it could start a run of its own: that one was settled, and asked nothing."""
+    is_its_own = any(run.run_id == entry.run_id for run in former.record.runs)
+    return is_its_own and former.record.intent is not None and done.outcome == "finished" and done.batches == 0
+
+
+def forget_run(former: Deferral, entry: LogEntry) -> Deferral:
+    """Return a deferral without a run that has asked nothing."""
+    runs = tuple(run for run in former.record.runs if run.run_id != entry.run_id)
+    return Deferral(name=former.name, record=msgspec.structs.replace(former.record, runs=runs))
 
 
 def refuse_question(watch: Watch) -> None:
@@ -202,9 +231,10 @@ def remove_needless(store: Store, ended: Sequence[Deferral], job: Job, deferring
         deferring: Its assets.
         published: Its partitions that were.
     """
-    for deferral in ended:
-        record = deferral.record
+
+    def is_needless(record: DeferralRecord) -> bool:
         wanted = (None,) if record.partitions is None else record.partitions
         has_rows = job.limit is None or job.limit == record.limit
-        if has_rows and set(record.assets) <= set(deferring.assets) and set(wanted) <= set(published):
-            remove_deferral(store, deferral.name)
+        return has_rows and set(record.assets) <= set(deferring.assets) and set(wanted) <= set(published)
+
+    remove_deferral(store, *(deferral.name for deferral in ended if is_needless(deferral.record)))

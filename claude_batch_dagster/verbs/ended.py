@@ -1,6 +1,6 @@
 """Look at what was deferred: which jobs may be collected, and which wait for a person. A bounded number of calls, however many there are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -9,13 +9,14 @@ from temporalio.service import RPCError
 
 from claude_batch_dagster.core.contract import QUESTION_MEMO, WORKFLOW_TYPE
 from claude_batch_dagster.core.errors import TemporalUnavailableError
-from claude_batch_dagster.core.records import AwaitedRun
+from claude_batch_dagster.core.records import AwaitedRun, DeferralRecord
 from claude_batch_dagster.storage.deferrals import number_of, read_deferral
 from claude_batch_dagster.storage.plans import done_numbers
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.connection import Connection, connect
 from claude_batch_dagster.verbs.defer import Deferral
 from claude_batch_dagster.verbs.endpoint import name_root
+from claude_batch_dagster.verbs.execute import is_dead
 
 MOST_READ = 100
 """So many deferrals are read in one look; the next one goes on behind them."""
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT_S = 5.0
 RPC_TIMEOUT = timedelta(seconds=10)
 LISTED_AFTER_S = 60.0
 """So long a workflow that was just started may be missing in Temporal's list."""
+OVERDUE_AFTER = timedelta(hours=1)
+"""So long after it should have left, a run that nobody can be asked about was killed. Where it was not, its answers are published twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,13 @@ async def _list_running(client: Client, connection: Connection, root: str) -> di
 
 
 def look_at_deferrals(
-    store: Store, names: Sequence[str], running: Mapping[int, str] | None, *, after: str | None = None, most: int = MOST_READ
+    store: Store,
+    names: Sequence[str],
+    running: Mapping[int, str] | None,
+    *,
+    after: str | None = None,
+    most: int = MOST_READ,
+    has_ended: Callable[[str], bool] = lambda _: False,
 ) -> Look:
     """Return what may be collected, and what waits for a person.
 
@@ -94,6 +103,7 @@ def look_at_deferrals(
         running: The runs whose workflow runs, with their question; None where Temporal cannot be asked: then `done/` tells alone.
         after: Where the last look ended.
         most: So many deferrals are read.
+        has_ended: Tells whether a Dagster run is known to have ended.
     """
     done = done_numbers(store)
     telling = [name for name in names if number_of(name) in done or _tells(number_of(name), running)]
@@ -105,13 +115,17 @@ def look_at_deferrals(
     questions: dict[tuple[int, str], Question] = {}
     for name in turn:
         record = read_deferral(store, name)
-        if record is None:
+        if record is None or not _has_left(record, has_ended):
             continue
         deferral = Deferral(name=name, record=record)
         waits = [run for run in record.runs if run.number not in done]
         if not waits:
             ended.append(deferral)
-        elif running is not None and _is_settled(record.deferred_at) and any(run.number not in running for run in waits):
+        elif (
+            running is not None
+            and _is_over(record.deferred_at, timedelta(seconds=LISTED_AFTER_S))
+            and any(run.number not in running for run in waits)
+        ):
             idle.append(deferral)
         for run in waits:
             if text := (running or {}).get(run.number):
@@ -125,9 +139,17 @@ def look_at_deferrals(
     )
 
 
+def _has_left(record: DeferralRecord, has_ended: Callable[[str], bool]) -> bool:
+    """Tell whether a run left its batch runs, or was killed before it could."""
+    if record.intent is None or is_dead(record.intent.owner):
+        return True
+    run_id = record.dagster_run_id
+    return (run_id is not None and has_ended(run_id)) or _is_over(record.intent.leaves_at, OVERDUE_AFTER)
+
+
+def _is_over(since: str, patience: timedelta) -> bool:
+    return datetime.now(UTC) - datetime.fromisoformat(since) >= patience
+
+
 def _tells(number: int, running: Mapping[int, str] | None) -> bool:
     return running is not None and bool(number not in running or running[number])
-
-
-def _is_settled(deferred_at: str) -> bool:
-    return datetime.now(UTC) - datetime.fromisoformat(deferred_at) >= timedelta(seconds=LISTED_AFTER_S)

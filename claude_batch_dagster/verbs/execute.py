@@ -140,7 +140,7 @@ class Watch:
                     f"Mend the cause, then run again, or: claude-batch cancel {run.entry.label}",
                     run=run.entry.label,
                 )
-        patience_s = min(self.drain_after_s, DEAD_OWNER_DRAIN_AFTER_S) if _is_dead(run.entry.owner) else self.drain_after_s
+        patience_s = min(self.drain_after_s, DEAD_OWNER_DRAIN_AFTER_S) if is_dead(run.entry.owner) else self.drain_after_s
         if now_s - run.idle_since_s >= max(patience_s, LEAST_DRAIN_AFTER_S):
             await self._drain(run, status)
 
@@ -331,7 +331,7 @@ def _explain_no_worker(connection: Connection) -> str:
     )
 
 
-def _is_dead(owner: Owner) -> bool:
+def is_dead(owner: Owner) -> bool:
     """Tell whether a plan's owner was a process of this machine and is gone: it will not start the run any more."""
     if owner.host != socket.gethostname():
         return False
@@ -352,6 +352,20 @@ async def _request_cancel(handle: WorkflowHandle[object, object]) -> bool:
             raise
         return False
     return True
+
+
+def check_end(own: LogEntry, done: DoneRecord, failure: str | None) -> None:
+    """Raise where an own run is over and failed, or its counts do not add up.
+
+    Args:
+        own: The run.
+        done: How it ended.
+        failure: Why its workflow failed, None where it did not.
+    """
+    check_concluded(own, done)
+    reason = done.error if done.outcome == "failed" else failure
+    if done.outcome == "failed" or failure is not None:
+        raise RunError(f"Batch run {own.label} failed: {reason or 'no reason was recorded'}", run=own.label)
 
 
 def check_concluded(entry: LogEntry, done: DoneRecord) -> None:

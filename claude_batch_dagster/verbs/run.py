@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -12,7 +13,7 @@ from claude_batch_dagster.core.contract import workflow_id
 from claude_batch_dagster.core.errors import ClaudeBatchError, CostError, RunError, TemporalUnavailableError, UsageError
 from claude_batch_dagster.core.records import DoneRecord, LogEntry
 from claude_batch_dagster.core.submission import Mode
-from claude_batch_dagster.storage.deferrals import remove_deferral
+from claude_batch_dagster.storage.deferrals import remove_deferral, withdraw_intent
 from claude_batch_dagster.storage.plans import batch_ids, find_entry, list_submissions, read_done, read_entry
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs import execute
@@ -26,12 +27,14 @@ from claude_batch_dagster.verbs.defer import (
     Deferring,
     defer_job,
     find_ended,
+    forget_run,
     read_tallies,
     refuse_question,
     remove_needless,
     take_up,
+    was_never_started,
 )
-from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, check_concluded, describe_waiting, open_watch, start_run
+from claude_batch_dagster.verbs.execute import LOOK_EVERY_S, Watch, check_end, describe_waiting, open_watch, start_run
 from claude_batch_dagster.verbs.job import Job
 from claude_batch_dagster.verbs.lost_root import find_orphans, refuse_lost_root
 from claude_batch_dagster.verbs.plan import Plan, plan_job
@@ -103,20 +106,6 @@ def _tell_more(error: ClaudeBatchError) -> str:
     return str(error).replace("Nothing was sent", "Nothing more was sent")
 
 
-def _check_end(own: LogEntry, done: DoneRecord, failure: str | None) -> None:
-    """Raise where an own run is over and failed, or its counts do not add up.
-
-    Args:
-        own: The run.
-        done: How it ended.
-        failure: Why its workflow failed, None where it did not.
-    """
-    check_concluded(own, done)
-    reason = done.error if done.outcome == "failed" else failure
-    if done.outcome == "failed" or failure is not None:
-        raise RunError(f"Batch run {own.label} failed: {reason or 'no reason was recorded'}", run=own.label)
-
-
 def _find_cost(entry: LogEntry, done: DoneRecord | None) -> int:
     """Return what a run cost; the worst case of one that is not over, or whose model has no price."""
     if done is not None and done.cost_nano_usd is not None:
@@ -137,6 +126,7 @@ class _Runner:
     began_s: float = field(default_factory=time.monotonic)
     began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     former: Deferral | None = None
+    intents: list[str] = field(default_factory=list)
     deferred: Deferred | None = None
     plans: int = 0
     changes: int = 0
@@ -160,6 +150,12 @@ class _Runner:
                 # It is told now; who tries again begins anew.
                 remove_deferral(self.store, self.former.name)
             raise
+        finally:
+            # Published, failed or interrupted: whoever looks sees that. Only a process that was killed leaves it behind.
+            for intent in self.intents if self.deferred is None else ():
+                # One that stays costs a run that publishes again.
+                with suppress(ClaudeBatchError):
+                    withdraw_intent(self.store, intent, self.job.dagster_run_id)
 
     def _carry_out(self, *, detach: bool) -> JobResult:
         if self.former is not None and (self.plans >= MAX_PLANS or self.changes >= MAX_CHANGES):
@@ -226,7 +222,7 @@ class _Runner:
         self.began_s -= max(0.0, (datetime.now(UTC) - self.began_at).total_seconds())
         for entry, done in own:
             if done is not None:
-                _check_end(entry, done, None)
+                self._end(entry, done, None)
         waiting = [read_entry(self.store, run.number) for run in record.runs if read_done(self.store, run.number) is None]
         if waiting and self.deferring.collects is not None:
             asyncio.run(self._refuse_questions(waiting))
@@ -287,7 +283,10 @@ class _Runner:
         return plan
 
     async def _execute(self, own: LogEntry | None, waits: Sequence[LogEntry], *, detach: bool) -> None:
-        watch = await open_watch(self.connection, self.store, [*([own] if own else []), *waits])
+        entries = [*([own] if own else []), *waits]
+        if not detach and self._may_be_left() and (own is not None or self.former is None):
+            self.intents.append(self._defer(entries, is_intent=True).name)
+        watch = await open_watch(self.connection, self.store, entries)
         if own is not None:
             await self._start(watch, own)
         if waits:
@@ -322,11 +321,21 @@ class _Runner:
                 await asyncio.sleep(START_EVERY_S)
 
     def _conclude(self, watch: Watch) -> None:
-        for index, (own, done) in enumerate(self.own):
+        for own, done in tuple(self.own):
             run = next((run for run in watch.runs if run.entry.run_id == own.run_id), None)
             if done is None and run is not None and run.done is not None:
-                self.own[index] = (own, run.done)
-                _check_end(own, run.done, run.failure)
+                self._end(own, run.done, run.failure)
+
+    def _end(self, own: LogEntry, done: DoneRecord, failure: str | None) -> None:
+        check_end(own, done, failure)
+        if self.former is not None and was_never_started(self.former, own, done):
+            self.former = forget_run(self.former, own)
+            self.own = [pair for pair in self.own if pair[0].run_id != own.run_id]
+        else:
+            self.own = [(one, done if one.run_id == own.run_id else end) for one, end in self.own]
+
+    def _may_be_left(self) -> bool:
+        return self.deferring is not None and self.deferring.wait_s is not None
 
     def _may_leave(self, watch: Watch) -> bool:
         """Tell whether the job may be left to its runs: a run without a workflow is settled by who waits for it."""
@@ -335,21 +344,25 @@ class _Runner:
         return time.monotonic() - self.invoked_s >= self.deferring.wait_s and all(run.running for run in watch.open)
 
     def _leave(self, watch: Watch) -> None:
+        self.deferred = self._defer([run.entry for run in watch.open])
+        if self.deferring is not None and self.deferring.collects is not None:
+            refuse_question(watch)
+
+    def _defer(self, waits: Sequence[LogEntry], *, is_intent: bool = False) -> Deferred:
         assert self.deferring is not None, "it may leave"
         assert self.first is not None, "a plan came first"
-        if self.deferring.collects is not None:
-            refuse_question(watch)
-        self.deferred = defer_job(
+        return defer_job(
             self.store,
             self.job,
             self.deferring,
             former=self.former,
             own=[entry for entry, _ in self.own],
-            waits=[run.entry for run in watch.open],
+            waits=waits,
             tallies=self._first_tallies(self.first),
             began_at=self.began_at,
             plans=self.plans,
             changes=self.changes,
+            is_intent=is_intent,
         )
 
     def _first_tallies(self, plan: Plan) -> dict[tuple[str, str | None], Tally]:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.chaos.play import Outcome, play_round
-from tests.chaos.storm import draw_round
+from tests.chaos.storm import Round, defer_round, draw_round
 
 
 def main() -> int:
@@ -35,10 +35,12 @@ def main() -> int:
 
     def play(number: int) -> None:
         drawn = draw_round(arguments.seed, number, arguments.rows)
+        if arguments.deferred:
+            drawn = defer_round(drawn, arguments.seed)
         if arguments.verbose:
             print(f"round {number}", *(str(event) for event in drawn.events), drawn.faults, drawn.worker_traps, sep="\n  ", flush=True)
         outcomes[number] = play_round(drawn, base / f"round-{number}", stop, keep=arguments.keep)
-        _print_round(number, drawn.embedded, outcomes[number], base)
+        _print_round(number, drawn, outcomes[number], base)
 
     with ThreadPoolExecutor(arguments.at_once, thread_name_prefix="round") as rounds:
         try:
@@ -50,7 +52,7 @@ def main() -> int:
             # Whatever ended this, rounds under way end their processes.
             stop.set()
             rounds.shutdown(cancel_futures=True)
-    good = _print_sum(outcomes, arguments.seed, arguments.rows, time.monotonic() - began_s)
+    good = _print_sum(outcomes, arguments, time.monotonic() - began_s)
     if good and not arguments.keep:
         shutil.rmtree(base, ignore_errors=True)
     return 0 if good and len(outcomes) == len(numbers) else 1
@@ -64,19 +66,22 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", type=int, action="append", help="play this round of the seed only; repeatable")
     parser.add_argument("--at-once", type=int, default=2, help="rounds at a time: they mostly wait (%(default)s)")
     parser.add_argument("--rows", type=int, default=1_500, help="rows of each client (%(default)s)")
+    parser.add_argument("--deferred", action="store_true", help="Dagster runs that do not wait, and a sensor, in each round")
     parser.add_argument("--folder", help="where rounds leave their files (default: the system's temporary folder)")
     parser.add_argument("--keep", action="store_true", help="keep the files of good rounds too")
     parser.add_argument("--verbose", action="store_true", help="print what is going to happen")
     return parser.parse_args()
 
 
-def _print_round(number: int, embedded: bool, outcome: Outcome, base: Path) -> None:
+def _print_round(number: int, drawn: Round, outcome: Outcome, base: Path) -> None:
     verdict = outcome.verdict
     print(
-        f"round {number:3} {'embedded' if embedded else 'own     '} {'good' if outcome.good else 'BAD '} {outcome.took_s:5.1f} s  "
+        f"round {number:3} {'embedded' if drawn.embedded else 'own     '} {'good' if outcome.good else 'BAD '} {outcome.took_s:5.1f} s  "
         f"{sum(outcome.kills.values()):2} kills and cuts, {sum(outcome.faults.values()):2} faults; rows {verdict.rows_in:,} in, "
         f"{verdict.rows_out:,} out, {verdict.faulty_rows} failed; {verdict.batches} batches, {verdict.answers:,} answers, "
-        f"{len(verdict.paid_twice)} paid twice" + (f"; {outcome.asked} questions" if outcome.asked else ""),
+        f"{len(verdict.paid_twice)} paid twice"
+        + (f"; {outcome.asked} questions" if outcome.asked else "")
+        + (f"; {outcome.deferred} deferred runs collected, {outcome.given_up} left to a person" if drawn.deferred else ""),
         flush=True,
     )
     for line in outcome.refusals:
@@ -89,12 +94,12 @@ def _print_round(number: int, embedded: bool, outcome: Outcome, base: Path) -> N
         print(f"    its files: {base / f'round-{number}'}", flush=True)
 
 
-def _print_sum(outcomes: dict[int, Outcome], seed: int, rows: int, took_s: float) -> bool:
+def _print_sum(outcomes: dict[int, Outcome], arguments: argparse.Namespace, took_s: float) -> bool:
     bad = [number for number, outcome in outcomes.items() if not outcome.good]
     kills = sum((outcome.kills for outcome in outcomes.values()), Counter())
     faults = sum((outcome.faults for outcome in outcomes.values()), Counter())
     verdicts = [outcome.verdict for outcome in outcomes.values()]
-    print(f"\nseed {seed}: {len(outcomes)} rounds in {took_s:.0f} s, {len(outcomes) - len(bad)} good, {len(bad)} bad")
+    print(f"\nseed {arguments.seed}: {len(outcomes)} rounds in {took_s:.0f} s, {len(outcomes) - len(bad)} good, {len(bad)} bad")
     print(f"kills and cuts   {sum(kills.values()):,}: {_list(kills)}")
     print(f"vendor faults    {sum(faults.values()):,}: {_list(faults)}")
     print(f"processes        {sum(outcome.starts for outcome in outcomes.values()):,} started")
@@ -103,10 +108,12 @@ def _print_sum(outcomes: dict[int, Outcome], seed: int, rows: int, took_s: float
     print(f"batches          {sum(verdict.batches for verdict in verdicts):,}")
     print(f"answers          {sum(verdict.answers for verdict in verdicts):,}")
     print(f"paid twice       {sum(len(verdict.paid_twice) for verdict in verdicts):,}")
+    deferred, given_up = sum(outcome.deferred for outcome in outcomes.values()), sum(outcome.given_up for outcome in outcomes.values())
+    print(f"deferred         {deferred:,} collected by the sensor alone, {given_up:,} left to a person")
     print(f"questions        {sum(outcome.asked for outcome in outcomes.values()):,} answered in a person's place")
     if bad:
         print(
-            f"again: python -m tests.chaos --seed {seed} --rows {rows} "
+            f"again: python -m tests.chaos --seed {arguments.seed} --rows {arguments.rows} {'--deferred ' if arguments.deferred else ''}"
             + " ".join(f"--only {number}" for number in bad)
             + " --keep --verbose"
         )

@@ -3,8 +3,10 @@
 import asyncio
 import heapq
 import itertools
+import json
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from claude_batch_dagster.core.contract import PROGRESS_QUERY, Progress, workflo
 from claude_batch_dagster.core.errors import ClaudeBatchError
 from claude_batch_dagster.embedded.folder import Folder, State
 from claude_batch_dagster.simulator.server import Simulator, serve_in_thread
+from claude_batch_dagster.storage.deferrals import list_deferrals
 from claude_batch_dagster.storage.plans import read_done, read_entries
 from claude_batch_dagster.storage.store import Store
 from tests.chaos.books import Expected, Verdict, find_unnamed, judge_round
@@ -36,6 +39,7 @@ RPC_TIMEOUT = timedelta(seconds=1)
 LONGEST_START_S = 90.0
 USUAL_START_S = 3.0
 SLOWEST_PACE = 8.0
+DEFERRED_PACE = 2.0
 """A machine on which all takes longer gets a storm that takes longer."""
 LONGEST_QUIET_S = 600.0
 QUIET_TRIES = 8
@@ -66,6 +70,8 @@ class Outcome:
         kills: Signals that took a process away, by what they were.
         asked: Questions that this program answered in a person's place.
         refusals: Exit codes of commands that failed in quiet.
+        deferred: Dagster runs whose answers the sensor alone saw published.
+        given_up: Ends that were left to a person.
     """
 
     verdict: Verdict
@@ -75,6 +81,8 @@ class Outcome:
     asked: int
     refusals: list[str]
     took_s: float
+    deferred: int = 0
+    given_up: int = 0
     log: list[str] = field(default_factory=list)
 
     @property
@@ -103,6 +111,8 @@ class _Player:
         self.log: list[str] = []
         self.asked = 0
         self.refusals: list[str] = []
+        self.deferred = self.given_up = 0
+        self.lost: list[str] = []
         self._stop = stop
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -122,6 +132,8 @@ class _Player:
         else:
             self._build_house(exits)
         self.jobs = [self._make_job(number, shape) for number, shape in enumerate(drawn.jobs, 1)]
+        if drawn.deferred:
+            self._add_sensor()
 
     def play(self) -> None:
         self._write_sources()
@@ -133,8 +145,12 @@ class _Player:
             self._at(begins_s + job.shape.starts_s, job.member.start)
         if self.drawn.embedded:
             self._wait_for_worker()
+        pace = min(SLOWEST_PACE, max(1.0, self._now_s() / USUAL_START_S))
+        if self.drawn.deferred:
+            # A Dagster run takes longer to load than to ask.
+            self._wait_for_first_run()
+            pace = min(pace, DEFERRED_PACE)
         begins_s = self._now_s()
-        pace = min(SLOWEST_PACE, max(1.0, begins_s / USUAL_START_S))
         for event in self.drawn.events:
             self._at(begins_s + pace * event.at_s, lambda event=event: self._happen(event, pace))
         while self._due:
@@ -142,11 +158,19 @@ class _Player:
             for job in self.jobs:
                 self._restart_in_storm(job)
         self._calm()
+        if self.drawn.deferred:
+            self._wait_for_sensor()
         self._wait_in_quiet()
 
     def _wait_for_worker(self) -> None:
         """Let the storm begin when there is something to hit."""
         while self._now_s() < LONGEST_START_S and not self._is_ready():
+            self._tick()
+
+    def _wait_for_first_run(self) -> None:
+        deadline_s = self._now_s() + LONGEST_START_S
+        store = Store(str(self.root))
+        while self._now_s() < deadline_s and not store.list("plans") and any(job.member.exit_code is None for job in self.jobs):
             self._tick()
 
     def _is_ready(self) -> bool:
@@ -187,15 +211,73 @@ class _Player:
         command += ["--output", shape.output, "--max-requests-per-batch", str(shape.per_batch)]
         command += ["--max-in-flight-batches", str(shape.in_flight), "--max-cost-usd", "1000"]
         command += ["--labels", "ok,spam,hate"] if shape.task == "moderate" else []
+        if self.drawn.deferred:
+            command = python_module("tests.chaos.deferring", "ask", str(number - 1))
         name = f"client-{number}"
         member = Member(
             name=name, command=command, environ=self._environ, log=self.folder / f"{name}.log", cwd=self.folder, traps=shape.traps
         )
         ids = tuple(range(shape.first, shape.first + shape.count))
         expected = Expected(
-            task=TASK_NAMES[shape.task], output=self.folder / shape.output, ids=ids, texts=tuple(self._text(number) for number in ids)
+            task=TASK_NAMES[shape.task],
+            output=self.folder / shape.output / (TASK_NAMES[shape.task] if self.drawn.deferred else ""),
+            ids=ids,
+            texts=tuple(self._text(number) for number in ids),
         )
         return Job(shape=shape, member=member, expected=expected)
+
+    def _add_sensor(self) -> None:
+        home = self.folder / "home"
+        home.mkdir()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        self._environ["DAGSTER_HOME"] = str(home)
+        jobs = [
+            {
+                "task": job.shape.task,
+                "source": f"source-{job.shape.first}.parquet",
+                "output": job.shape.output,
+                "wait_s": job.shape.wait_s,
+                "per_batch": job.shape.per_batch,
+                "in_flight": job.shape.in_flight,
+            }
+            for job in self.jobs
+        ]
+        (self.folder / "jobs.json").write_text(json.dumps(jobs))
+        prepare = python_module("tests.chaos.deferring", "prepare")
+        subprocess.run(prepare, cwd=self.folder, env=self._environ, check=True, capture_output=True)
+        self._add_member("sensor", python_module("tests.chaos.deferring", "watch"), traps=self.drawn.sensor_traps)
+
+    def _wait_for_sensor(self) -> None:
+        """Let the sensor alone see to all that was deferred, and check that it is published."""
+        store = Store(str(self.root))
+        deadline = time.monotonic() + LONGEST_QUIET_S
+        calm_at_s = time.time()
+        while any(job.member.pid is not None for job in self.jobs) or (list_deferrals(store) and not self._has_given_up(calm_at_s)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{list_deferrals(store)} is deferred after {LONGEST_QUIET_S:g} s of quiet")
+            self._tick()
+            self._answer_questions()
+        self.given_up = len(list_deferrals(store))
+        self._say(f"all was collected but {self.given_up}")
+        for entry in read_entries(store):
+            done = read_done(store, entry.number)
+            for job in self.jobs:
+                member = job.member
+                if member.popen is None or member.popen.pid != entry.owner.pid or member.exit_code not in (0, -signal.SIGKILL):
+                    continue
+                if done is not None and done.batches and done.outcome != "failed" and not self.given_up:
+                    self.deferred += 1
+                    if not (job.expected.output / "part-0.parquet").exists():
+                        self.lost.append(f"{entry.label} of {member.name} was paid for, and no sensor collected it")
+        for job in self.jobs:
+            job.member.command = [*job.member.command, "--wait"]
+
+    def _has_given_up(self, since_s: float) -> bool:
+        file = self.folder / "tick.json"
+        if not file.exists():
+            return False
+        tick = json.loads(file.read_text())
+        return tick["at_s"] > since_s and not tick["requests"] and "no further one is requested" in (tick["told"] or "")
 
     def _text(self, number: int) -> str:
         return f"Row {number} of round {self.drawn.number}: the tent kept us dry for a week of rain."
@@ -261,7 +343,8 @@ class _Player:
                 self.kills["lose temporal"] += 1
                 self.house.lose_temporal()
             case "plan":
-                self._start_aside("plan", [*self.jobs[0].member.command[:3], "plan", *self.jobs[0].member.command[4:-2]])
+                if not self.drawn.deferred:
+                    self._start_aside("plan", [*self.jobs[0].member.command[:3], "plan", *self.jobs[0].member.command[4:-2]])
             case "cancel" | "terminate":
                 self._end_newest_run(event.kind)
             case kind:
@@ -302,6 +385,8 @@ class _Player:
     def _restart_in_storm(self, job: Job) -> None:
         """Type a killed command again; one that ended by itself is typed again in quiet."""
         code = job.member.exit_code
+        if not job.shape.again:
+            return
         if code == -signal.SIGKILL and job.member.restart_at_s is None:
             job.member.restart_at_s = time.monotonic() + (0.3, 1.0, 2.0)[job.member.starts % 3]
         if job.member.restart_at_s is not None and time.monotonic() >= job.member.restart_at_s:
@@ -315,7 +400,7 @@ class _Player:
             # A vendor's clock does not jump.
             if name != "clock-skew":
                 self.simulator.faults.clear(name)
-        for name in ("temporal", "supervisor", "worker", *WORKERS, *(job.member.name for job in self.jobs)):
+        for name in ("temporal", "supervisor", "worker", "sensor", *WORKERS, *(job.member.name for job in self.jobs)):
             send_signal(self._find_pid(name), signal.SIGCONT)
 
     def _wait_in_quiet(self) -> None:
@@ -425,6 +510,7 @@ def play_round(drawn: Round, folder: Path, stop: threading.Event, *, keep: bool)
             failure = str(error)
         end_marked(mark)
         verdict = judge_round(simulator.books, player.root, [job.expected for job in player.jobs])
+        verdict.errors += player.lost
         if failure is not None:
             verdict.errors.insert(0, failure)
         members = [*player.house.members.values(), *(job.member for job in player.jobs)]
@@ -438,6 +524,8 @@ def play_round(drawn: Round, folder: Path, stop: threading.Event, *, keep: bool)
         starts=sum(member.starts for member in members),
         asked=player.asked,
         refusals=player.refusals,
+        deferred=player.deferred,
+        given_up=player.given_up,
         took_s=time.monotonic() - began_s,
         log=player.log,
     )

@@ -1,7 +1,7 @@
 """What happens to a round, decided by its seed alone: the shape of its work, who is killed when, which faults the vendor has."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CLIENTS = ("client-1", "client-2", "client-3")
 WORKERS = ("worker-1", "worker-2")
@@ -75,6 +75,26 @@ POINTS_OF_CLIENT = (
     "put:part-0.parquet.after",
 )
 
+POINTS_OF_DEFERRED = (
+    # Before its intent, between it and the start of the workflow, before and after it leaves.
+    "put:log.after",
+    "put:deferred.before",
+    "put:deferred.after",
+    "put:deferred.after",
+    "put:deferred.before@2",
+    "put:deferred.before@2",
+    "put:deferred.after@2",
+)
+POINTS_OF_SENSOR = (
+    "list:deferred.after",
+    "list:done.after",
+    "list:done.after@3",
+    "put:part-0.parquet.before",
+    "put:part-0.parquet.after",
+    "put:deferred.after",
+    "put:deferred.before@2",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -107,6 +127,8 @@ class JobShape:
     Attributes:
         starts_s: When its first process is started.
         traps: Fault points of its first process.
+        wait_s: In a deferred round, how long its run waits.
+        again: Whether it is started again where it was killed; else the sensor alone sees to what it left, until it is quiet.
     """
 
     task: str
@@ -117,6 +139,8 @@ class JobShape:
     per_batch: int
     in_flight: int
     traps: str = ""
+    wait_s: float = 0.0
+    again: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +150,8 @@ class Round:
     Attributes:
         embedded: Each root's own stack under a supervisor; else a server and two workers of the program's own.
         worker_traps: Fault points of each worker's first process, none where embedded.
+        deferred: Clients are Dagster runs that do not wait; a sensor collects.
+        sensor_traps: Fault points of the first process that ticks it.
     """
 
     number: int
@@ -135,6 +161,8 @@ class Round:
     events: tuple[Event, ...]
     faults: tuple[str, ...]
     worker_traps: tuple[str, ...]
+    deferred: bool = False
+    sensor_traps: str = ""
 
 
 def draw_round(seed: int, number: int, rows: int) -> Round:
@@ -152,6 +180,23 @@ def draw_round(seed: int, number: int, rows: int) -> Round:
         faults=_draw_standing_faults(rng),
         worker_traps=tuple("" if embedded else _draw_trap(rng, POINTS_OF_WORKER, 0.4) for _ in WORKERS),
     )
+
+
+def defer_round(drawn: Round, seed: int) -> Round:
+    """Return a round of the same faults whose clients are Dagster runs that do not wait."""
+    rng = random.Random(f"chaos deferred {seed} {drawn.number}")
+    jobs = tuple(
+        replace(
+            job,
+            traps=_draw_trap(rng, POINTS_OF_DEFERRED, 0.6),
+            wait_s=rng.choice((0.0, 0.0, 5.0, 15.0)),
+            again=rng.random() < 0.4,
+        )
+        for job in drawn.jobs
+    )
+    kills = [Event(at_s=rng.uniform(1.0, 8.0), kind="kill", target="sensor") for _ in range(rng.randint(0, 3))]
+    events = tuple(sorted((*drawn.events, *kills), key=lambda event: event.at_s))
+    return replace(drawn, jobs=jobs, events=events, deferred=True, sensor_traps=_draw_trap(rng, POINTS_OF_SENSOR, 0.6))
 
 
 def draw_storm(rng: random.Random, end_s: float, *, clients: int, embedded: bool) -> tuple[Event, ...]:

@@ -28,7 +28,13 @@ import dagster as dg
 import pandas as pd
 
 from claude_batch_dagster import (
-    ClaudeBatchResource, ParquetDataset, Summarize, build_claude_batch_sensor, claude_batch_assets, claude_batch_resources,
+    ClaudeBatchResource,
+    ParquetDataset,
+    Summarize,
+    build_claude_batch_checks,
+    build_claude_batch_sensor,
+    claude_batch_assets,
+    claude_batch_resources,
 )
 
 daily = dg.DailyPartitionsDefinition("2026-11-01", end_date="2026-11-08")
@@ -54,6 +60,7 @@ def lengths(summaries: pd.DataFrame) -> dg.MaterializeResult:
 
 defs = dg.Definitions(
     assets=[insights, lengths],
+    asset_checks=build_claude_batch_checks(insights, min_coverage=1, blocking=True),
     sensors=[
         build_claude_batch_sensor(insights, minimum_interval_seconds=2),
         dg.AutomationConditionSensorDefinition(
@@ -134,6 +141,15 @@ class Dagster:
         )
         return {one["partition"] for one in told["assetOrError"].get("assetMaterializations") or ()}
 
+    def checked_by(self, asset: str, check: str) -> list[str]:
+        """The runs that evaluated a check."""
+        told = self.ask(
+            "query($key: AssetKeyInput!, $name: String!) {assetCheckExecutions(assetKey: $key, checkName: $name, limit: 100) {runId status}}",
+            key={"path": [asset]},
+            name=check,
+        )
+        return [str(one["runId"]) for one in told["assetCheckExecutions"] if one["status"] == "SUCCEEDED"]
+
     def ticks(self, sensor: str) -> int:
         told = self.ask(
             "query($selector: SensorSelector!) {sensorOrError(sensorSelector: $selector) {... on Sensor {sensorState {ticks(limit: 3) {status}}}}}",
@@ -209,6 +225,9 @@ def test_old_days_are_deferred_collected_and_followed_and_a_backfill_waits(dagst
     dagster.await_success(collecting["runId"])
     assert dagster.materialized("summaries") == {DAYS[1], DAYS[2]}
     assert dagster.deferrals == []
+    assert dagster.checked_by("summaries", "coverage") == [collecting["runId"]], (
+        "the request has the assets' checks, the deferred run skipped them"
+    )
     until(lambda: dagster.materialized("lengths") == {DAYS[1], DAYS[2]}, RUNS_END_S)
 
     # A day that is deferred while a backfill wants it too.

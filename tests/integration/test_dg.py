@@ -122,6 +122,23 @@ def test_a_component_is_listed_scaffolded_checked_and_launched_without_an_edit(p
     assert not project.outside.exists(), project.outside.read_text()
 
 
+def test_a_component_is_scaffolded_in_python_and_launched_without_an_edit(project: Project, place: Path):
+    write_reviews(project.folder)
+    project.dg(
+        "scaffold",
+        "defs",
+        "claude_batch_dagster.ClaudeBatchComponent",
+        "reviews",
+        *("--format", "python", "--source", "reviews", "--key", "review_id, stars", "--model", MODEL, "--max-cost-usd", "2.5"),
+    )
+    folder = project.folder / "src" / "shop" / "defs" / "reviews"
+    assert sorted(file.name for file in folder.iterdir()) == ["component.py", "prompt.md"]
+    assert "All definitions loaded successfully" in project.dg("check", "defs")
+    project.dg("launch", "--assets", "summaries")
+    (written,) = place.glob("**/summaries/part-0.parquet")
+    assert pq.read_table(written)["status"].to_pylist() == ["succeeded"] * 3 + ["skipped"]
+
+
 def test_check_yaml_names_the_key_that_is_wrong_inside_a_task(project: Project):
     folder = project.folder / "src" / "shop" / "defs" / "reviews"
     folder.mkdir()

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from claude_batch_dagster.core.errors import RootError
-from claude_batch_dagster.core.records import AwaitedRun, DeferralRecord, PlannedOutput
+from claude_batch_dagster.core.records import AwaitedRun, DeferralRecord, Intent, Owner, PlannedOutput
 from claude_batch_dagster.storage.deferrals import (
     digest_deferral,
     digest_of,
@@ -16,7 +17,9 @@ from claude_batch_dagster.storage.deferrals import (
     number_of,
     read_deferral,
     remove_deferral,
+    withdraw_intent,
     write_deferral,
+    write_intent,
 )
 from claude_batch_dagster.storage.store import Store
 
@@ -97,3 +100,36 @@ def test_a_record_of_a_newer_version_is_refused(place: Place) -> None:
     place.store.put(f"deferred/{name}.json", b'{"format": 2}')
     with pytest.raises(RootError, match="newer claude-batch-dagster"):
         read_deferral(place.store, name)
+
+
+def intent_of(record: DeferralRecord, run_id: str) -> DeferralRecord:
+    intent = Intent(owner=Owner(host="h", pid=1, dagster_run_id=run_id), leaves_at=record.deferred_at)
+    return msgspec.structs.replace(record, dagster_run_id=run_id, intent=intent)
+
+
+def test_an_intent_stands_beside_what_it_will_replace_and_only_its_own_run_withdraws_it(place: Place) -> None:
+    former, record = place.write(7)
+    mine, intent = name_deferral(9, digest_of(former)), intent_of(record, "mine")
+    write_intent(place.store, mine, intent)
+    assert list_deferrals(place.store) == [mine], "the newest counts"
+    withdraw_intent(place.store, mine, "another")
+    assert read_deferral(place.store, mine) == intent
+    withdraw_intent(place.store, mine, "mine")
+    assert list_deferrals(place.store) == [former], "a run that fails leaves what was deferred before"
+
+
+def test_an_intent_does_not_replace_what_was_deferred_under_its_name(place: Place) -> None:
+    name, record = place.write(7)
+    write_intent(place.store, name, intent_of(record, "mine"))
+    withdraw_intent(place.store, name, "mine")
+    assert read_deferral(place.store, name) == record
+
+
+def test_what_was_collected_is_removed_with_what_it_replaced(place: Place) -> None:
+    former, record = place.write(7)
+    newer = name_deferral(9, digest_of(former))
+    write_intent(place.store, newer, intent_of(record, "mine"))
+    other, _ = place.write(8, ("2026-11-02",))
+    remove_deferral(place.store)
+    remove_deferral(place.store, newer)
+    assert list_deferrals(place.store) == [other]

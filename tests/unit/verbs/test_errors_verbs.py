@@ -11,7 +11,7 @@ from claude_batch_dagster.storage.output import MARKER
 from claude_batch_dagster.storage.output_file import OutputWriter
 from claude_batch_dagster.verbs import run
 from claude_batch_dagster.verbs.connection import Connection
-from claude_batch_dagster.verbs.execute import check_concluded
+from claude_batch_dagster.verbs.execute import check_concluded, check_end
 from claude_batch_dagster.verbs.show import show_row
 from tests.unit.verbs.conftest import NOON, Lake
 
@@ -40,7 +40,7 @@ def test_a_failed_run_says_why(lake: Lake) -> None:
     assert entry is not None
     ended = done(lake, entry.run_id, {"pending": 1}, "failed", "the key is refused. Check it.")
     with pytest.raises(RunError, match=r"Batch run r1 failed: the key is refused\. Check it\."):
-        run._check_end(entry, ended, None)
+        check_end(entry, ended, None)
 
 
 def test_a_plan_that_nobody_confirms_is_not_sent(lake: Lake) -> None:
