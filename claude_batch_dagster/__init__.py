@@ -1,8 +1,7 @@
-"""Parquet in, Claude's answers out, through the Message Batches API: every row accounted for, no answer paid for twice.
+"""Parquet in, Claude's answers out, through the Message Batches API: every row accounted for, no answer paid for twice."""
 
-Names are imported when they are first used: `import claude_batch_dagster.core` runs this file inside Temporal's sandbox, which
-refuses the workflow if Dagster comes with it.
-"""
+# Names are imported when they are first used: `import claude_batch_dagster.core` runs this file inside Temporal's sandbox, which
+# refuses the workflow if Dagster comes with it.
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 
+from claude_batch_dagster.assets.arguments import refuse_strange_kinds
 from claude_batch_dagster.assets.asked import AskedAsset
 from claude_batch_dagster.assets.translator import (
     ClaudeBatchTranslator,
@@ -95,7 +96,7 @@ def claude_batch_assets(
               replace: true
               max_cost_usd: 25
 
-    A body with a `config` argument of its own has that config instead. Leave `resources:` out of the run config: Dagster would
+    A body with a `config` argument of its own has that config instead; what has one of these names in it means the same. Leave `resources:` out of the run config: Dagster would
     replace the resource whole, its root too.
 
     Args:
@@ -122,8 +123,8 @@ def claude_batch_assets(
         translator: Makes the specs of the assets; what it changes wins over the arguments here.
 
     Raises:
-        UsageError: Terminal. No tasks, two of one name, an `async` body, or partitions without a partition column or the other way round;
-            or a translator whose specs lack what the body needs.
+        UsageError: Terminal. No tasks, two of one name, an `async` body, an argument of another kind, a prompt without a slot, or partitions
+            without a partition column or the other way round; or a translator whose specs lack what the body needs.
     """
     specs = build_claude_batch_asset_specs(
         source=source,
@@ -175,11 +176,13 @@ def build_claude_batch_asset_specs(
     """Return the specs that `claude_batch_assets` would define, one for each task, and define nothing.
 
     For a code location that only names the assets of another, and for `@dg.multi_asset(specs=..., can_subset=True)` with a body of one's own
-    around `yield from claude_batch.run(context)`. The arguments are those of `claude_batch_assets`.
+    around `yield from claude_batch.run(context)`. The arguments are those of `claude_batch_assets`. Definitions of these specs alone need the
+    resource `claude_batch_io_manager` too, with which downstream assets load.
 
     Raises:
         UsageError: Terminal. As `claude_batch_assets`.
     """
+    refuse_strange_kinds(source, tasks, fail_above, wait_for)
     carried = columns if isinstance(columns, str) else tuple(columns)
     data = [
         ClaudeBatchTranslatorData(

@@ -85,8 +85,9 @@ def build_claude_batch_checks(
     drift = by_asset("max_label_drift", max_label_drift, asked)
     if not plain and not allowed and not drift:
         raise UsageError("build_claude_batch_checks has no limit, so there is nothing to check. Give one, for instance min_coverage=1.")
-    severities = read_severities(severity)
-    blockers = read_blockers(blocking)
+    there = [limit.name for limit in plain] + ["allowed_labels"] * bool(allowed) + ["label_drift"] * bool(drift)
+    severities = read_severities(severity, there)
+    blockers = read_blockers(blocking, there)
     return [
         _define(
             spec,
@@ -159,13 +160,15 @@ def _open(context: dg.AssetCheckExecutionContext, spec: dg.AssetSpec, asked: Ask
 def _find_source(
     source: Dataset, spec: dg.AssetSpec, partition: str | None, output: "Store", path: str, *, root: str, outputs: str
 ) -> ParquetDataset:
-    """Return the files that a partition was asked about; of a table what was kept of it, as the output says."""
-    if isinstance(source, TableSnapshot):
-        from claude_batch_dagster.storage.published import read_source
+    """Return the files that a partition was asked about: of a table what was kept of it, of an output its folder, as the published file says."""
+    from claude_batch_dagster.storage.published import read_source
 
+    if isinstance(source, TableSnapshot):
         return ParquetDataset(path=read_source(output, path), key=source.key, partition_column=source.partition_column)
     partitions = None if partition is None else [partition]
-    return find_source(source, root=root, outputs=outputs, partitions=partitions, partitions_def=spec.partitions_def)
+    # By the spec's keys an upstream output is not found where loading prefixed them, or an older one that has that name.
+    written = read_source(output, path) if source.path is None else None
+    return find_source(source, root=root, outputs=outputs, partitions=partitions, partitions_def=spec.partitions_def, written=written)
 
 
 def _partitions_of_run(context: dg.AssetCheckExecutionContext, definition: "dg.PartitionsDefinition[str]") -> Sequence[str] | None:
@@ -180,7 +183,9 @@ def _partitions_of_run(context: dg.AssetCheckExecutionContext, definition: "dg.P
 
 def _read_assets(assets: Assets) -> list[tuple[dg.AssetSpec, AskedAsset]]:
     found: list[tuple[dg.AssetSpec, AskedAsset]] = []
-    for one in [assets] if isinstance(assets, (dg.AssetsDefinition, dg.AssetSpec)) else assets:
+    # A key and a spec are tuples too.
+    several = isinstance(assets, Sequence) and not isinstance(assets, (dg.AssetKey, dg.AssetSpec))
+    for one in cast("Sequence[dg.AssetsDefinition | dg.AssetSpec]", assets if several else [assets]):
         specs = list(getattr(one, "specs", [one]))
         asked = [(spec, getattr(spec, "metadata", {}).get(TASK_METADATA_KEY)) for spec in specs]
         strange = next((getattr(spec, "key", spec) for spec, text in asked if not isinstance(text, AskedAssetText)), None)

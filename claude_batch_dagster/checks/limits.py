@@ -1,6 +1,6 @@
 """The limits of `build_claude_batch_checks`, from its arguments: one check each, and what cannot be meant is refused."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,23 +176,42 @@ def _label_columns(fields: Sequence[Field]) -> list[str]:
 
 def _refuse_share(name: str, share: float | None) -> None:
     if share is not None and not 0 <= share <= 1:
-        raise UsageError(f"build_claude_batch_checks has {name}={share}; it is a share, 0 to 1. For 5 % write {name.split(' ')[0]}=0.05.")
+        percent = share if 1 < share <= 100 else 5
+        raise UsageError(
+            f"build_claude_batch_checks has {name}={share}; it is a share, 0 to 1. For {percent:g} % write {name.split(' ')[0]}={percent / 100:g}."
+        )
 
 
-def read_severities(given: Any) -> dict[str, dg.AssetCheckSeverity]:
+def read_severities(given: Any, there: Collection[str]) -> dict[str, dg.AssetCheckSeverity]:
     """Return the severity of each check.
 
+    Args:
+        given: One for all, or by check.
+        there: The checks that have a limit.
+
     Raises:
-        UsageError: Terminal. There is no such check.
+        UsageError: Terminal. There is no such check, or no such severity.
     """
     if not isinstance(given, Mapping):
-        return dict.fromkeys(CHECK_NAMES, dg.AssetCheckSeverity(given))
-    _refuse_strangers("severity", list(given))
-    return {name: dg.AssetCheckSeverity(given.get(name, dg.AssetCheckSeverity.ERROR)) for name in CHECK_NAMES}
+        return dict.fromkeys(CHECK_NAMES, _read_severity(given))
+    _refuse_strangers("severity", list(given), there)
+    return {name: _read_severity(given.get(name, dg.AssetCheckSeverity.ERROR)) for name in CHECK_NAMES}
 
 
-def read_blockers(given: bool | Sequence[str]) -> Sequence[str]:
+def _read_severity(given: Any) -> dg.AssetCheckSeverity:
+    try:
+        return dg.AssetCheckSeverity(given)
+    except ValueError:
+        names = " or ".join(repr(one.value) for one in dg.AssetCheckSeverity)
+        raise UsageError(f"build_claude_batch_checks has the severity {given!r}. Write {names}.") from None
+
+
+def read_blockers(given: bool | Sequence[str], there: Collection[str]) -> Sequence[str]:
     """Return the names of the checks that block.
+
+    Args:
+        given: All or none of them, or names.
+        there: The checks that have a limit.
 
     Raises:
         UsageError: Terminal. There is no such check.
@@ -200,11 +219,17 @@ def read_blockers(given: bool | Sequence[str]) -> Sequence[str]:
     if isinstance(given, bool):
         return CHECK_NAMES if given else ()
     names = [given] if isinstance(given, str) else list(given)
-    _refuse_strangers("blocking", names)
+    _refuse_strangers("blocking", names, there)
     return names
 
 
-def _refuse_strangers(argument: str, names: Sequence[str]) -> None:
+def _refuse_strangers(argument: str, names: Sequence[str], there: Collection[str]) -> None:
     strange = [name for name in names if name not in CHECK_NAMES]
     if strange:
         raise UsageError(f"{argument} names the check {strange[0]!r}; there are {', '.join(CHECK_NAMES)}. Name one of these.")
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise UsageError(
+            f"{argument} names the check {absent[0]!r}, and no limit of that check is given; there are {', '.join(there)}. Give its limit, or leave "
+            "the name out."
+        )

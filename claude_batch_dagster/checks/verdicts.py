@@ -7,6 +7,7 @@ import dagster as dg
 
 from claude_batch_dagster.checks.findings import Finding, PublishedAsset
 from claude_batch_dagster.checks.limits import Limit
+from claude_batch_dagster.reporting.metadata import UNPUBLISHED
 from claude_batch_dagster.reporting.queries import show_command
 
 SHOWN_PARTITIONS = 5
@@ -53,7 +54,7 @@ def _describe(
     """Return the verdict in a sentence, and what it is made of after it; as Markdown, which Dagster's UI shows it as."""
     unpublished = f" Nothing is published of {_name_partitions(missing)}." if missing else ""
     if not findings:
-        return unpublished.strip() or "Nothing is published yet. Materialize the asset first."
+        return unpublished.strip() or UNPUBLISHED
     beyond = f"{'below' if limit.least else 'beyond'} {limit.shown}"
     if len(findings) == 1:
         (one,) = findings

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 from contextlib import suppress
@@ -15,7 +16,7 @@ import click
 
 from claude_batch_dagster.cli.options import GroupedCommand, option, root_option, simulate_option
 from claude_batch_dagster.cli.report import Known
-from claude_batch_dagster.core.errors import ClaudeBatchError, UsageError
+from claude_batch_dagster.core.errors import ClaudeBatchError, RootError, UsageError
 from claude_batch_dagster.verbs.endpoint import SIMULATOR, default_root, is_simulated, root_for
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def sql(
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other. Nothing was read. Choose one.")
     known.root = _find_root(root, simulate=simulate)
+    if not outputs:
+        _refuse_no_root(known.root)
     with open_views(known.root, outputs) as views:
         if list_views:
             _list_views(views, as_json=as_json)
@@ -114,6 +117,17 @@ def _find_root(root: str | None, *, simulate: bool) -> str:
     return base
 
 
+def _refuse_no_root(root: str) -> None:
+    from claude_batch_dagster.storage.plans import read_root
+    from claude_batch_dagster.storage.store import Store
+
+    if read_root(Store(root)) is None:
+        raise RootError(
+            f"There is no root at {root}: it has no root.json, so nothing was ever asked there. Nothing was read. Name another one with --root, or an "
+            "output with --output."
+        )
+
+
 def _print_csv(found: "Found") -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(found.columns)
@@ -124,7 +138,7 @@ def _print_table(found: "Found") -> None:
     rows = list(islice(found.rows, SHOWN_ROWS + 1))
     table = _open_table(*found.columns)
     for row in rows[:SHOWN_ROWS]:
-        table.add_row(*(_escape(_shown(value)) for value in row))
+        table.add_row(*(_escape(_rounded(value)) for value in row))
     _print(table)
     if len(rows) > SHOWN_ROWS:
         click.echo(f"The first {SHOWN_ROWS} rows; --csv prints all of them.", err=True)
@@ -215,7 +229,14 @@ def _escape(text: str) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return ""
-    return value.isoformat(sep=" ") if isinstance(value, datetime) else str(value)
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(_jsonable(value), ensure_ascii=False)
+    return value.isoformat(sep=" ") if isinstance(value, datetime) else value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _rounded(value: object) -> str:
+    # A sum of floats has digits that mean nothing; --csv and --json have them.
+    return f"{value:.12g}" if isinstance(value, float) else _shown(value)
 
 
 def _jsonable(value: object) -> object:
@@ -223,8 +244,13 @@ def _jsonable(value: object) -> object:
         return value.isoformat()
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float):
+        # JSON has no other.
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, (list, tuple)):
         return [_jsonable(one) for one in value]
     if isinstance(value, dict):
         return {str(name): _jsonable(one) for name, one in value.items()}
-    return str(value) if isinstance(value, (UUID, timedelta, bytes)) else value
+    return str(value) if isinstance(value, (UUID, timedelta)) else value

@@ -1,6 +1,7 @@
 """What a component's YAML may say beside plain values, and what becomes of it. No postponed annotations here: Dagster reads the types."""
 
 import importlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.resources.resource import ClaudeBatchResource
 from claude_batch_dagster.storage.dataset import Dataset, ParquetDataset, TableSnapshot
-from claude_batch_dagster.verbs.task_mapping import TaskMapping, build_task
+from claude_batch_dagster.verbs.endpoint import DEFAULT_ROOT
+from claude_batch_dagster.verbs.task_mapping import TaskMapping, build_task, import_remedy
 
 VERBATIM = frozenset(("prompt", "system", "output"))
 """Keys of a task that are never templates: braces in them mean a column."""
@@ -171,7 +173,12 @@ def resolve_source(context: dg.ResolutionContext, model: SourceModel) -> Dataset
         return ParquetDataset(path=values.get("path"), **common)
     if values.get("path") is not None:
         raise UsageError("The source has both path and load. Give one of them.")
-    return TableSnapshot(load=import_name(context, values["load"]), **common)
+    name = values["load"]
+    try:
+        load = import_name(context, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"The source's load {name} cannot be imported: {error}. {import_remedy(name, error)}") from error
+    return TableSnapshot(load=load, **common)
 
 
 def resolve_task(context: dg.ResolutionContext, model: TaskModel | str) -> "YamlTask | ClaudeTask":
@@ -298,12 +305,14 @@ def locate(source: Dataset, project_root: Path) -> Dataset:
 
 
 def locate_resource(resource: ClaudeBatchResource, project_root: Path) -> ClaudeBatchResource:
-    """Return a resource whose relative folders are taken from the project's root."""
+    """Return a resource whose relative folders, and the default root, are taken from the project's root."""
     folders = {name: str(project_root / getattr(resource, name)) for name in ("root", "output") if _is_relative(getattr(resource, name))}
+    if resource.root is None and not os.environ.get("CLAUDE_BATCH_ROOT"):
+        folders["root"] = str(project_root / DEFAULT_ROOT)
     if not folders:
         return resource
     return type(resource)(**{**{name: getattr(resource, name) for name in type(resource).model_fields}, **folders})
 
 
-def _is_relative(path: str | None) -> bool:
-    return path is not None and not isinstance(path, dg.EnvVar) and "://" not in path and not Path(path).is_absolute()
+def _is_relative(path: str | os.PathLike[str] | None) -> bool:
+    return path is not None and not isinstance(path, dg.EnvVar) and "://" not in str(path) and not Path(path).is_absolute()

@@ -11,6 +11,7 @@ import msgspec
 
 from claude_batch_dagster.core.errors import TaskError
 
+_BRACED = re.compile(r"\{[^{}\n]*\}")
 _NAME_LIKE = re.compile(r"\{\s*([^\W\d][\w .\-]*?)\s*\}")
 
 
@@ -60,8 +61,9 @@ def parse_template(text: str, columns: Collection[str]) -> Template:
             literal.append(text[at])
             at += 1
     if not slots:
+        near = _BRACED.search(text)
         raise TaskError(
-            "The prompt has no slot, so every row would ask the same. Nothing was sent. "
+            f"The prompt has no slot{f' ({near[0]} is no column)' if near else ''}, so every row would ask the same. Nothing was sent. "
             f"Put a column in braces into it, for instance {{{next(iter(columns), 'text')}}}."
         )
     literals.append("".join(literal))

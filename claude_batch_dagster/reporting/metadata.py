@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from claude_batch_dagster.verbs.publish import PublishedOutput
     from claude_batch_dagster.verbs.result import JobResult
 
+UNPUBLISHED = "Nothing is published yet. Materialize the asset first."
 PREVIEW_ROWS = 5
 PREVIEW_CELL_CHARS = (120, 80, 50, 30, 20)
 INLINE_CHARS = 1_000
@@ -135,6 +136,13 @@ def check_result(
         severity=dg.AssetCheckSeverity.WARN,
         description=description,
         metadata={status: rows[status] for status in STATUSES},
+    )
+
+
+def unpublished_result(asset_key: dg.AssetKey, check_name: str) -> dg.AssetCheckResult:
+    """Return what the same check says before anything is there."""
+    return dg.AssetCheckResult(
+        asset_key=asset_key, check_name=check_name, passed=False, severity=dg.AssetCheckSeverity.WARN, description=UNPUBLISHED
     )
 
 

@@ -22,6 +22,9 @@ SENSOR_METADATA_KEY = "claude_batch/assets"
 BACKFILL_TAG = "dagster/backfill"
 PARENT_TAG = "dagster/parent_run_id"
 ASKED_ONCE = ("ask_again", "retry_failed")
+DOWNSTREAM_SKIPPED = (
+    " Assets downstream of it in this run are skipped, and the collecting run is without them: let them follow by an automation condition."
+)
 ALREADY_COLLECTED = (
     "Nothing to do: what this run was to collect is published already, by a run that waited or was started by hand. "
     "To materialize again, start a new run instead of this one again."
@@ -83,6 +86,7 @@ def observe_deferred(
     context.log.info(
         f"Deferred: {'batch run' if len(deferred.open) == 1 else 'batch runs'} {labels} "
         f"{'goes' if len(deferred.open) == 1 else 'go'} on without this run, usually for under 1 h, for 24 h at most. {_tell_next(context, keys)}"
+        f"{DOWNSTREAM_SKIPPED if len(context.job_def.nodes) > 1 else ''}"
     )
 
 

@@ -85,5 +85,5 @@ def _to_lazy() -> Convert:
 def _to_duckdb() -> Convert:
     import duckdb
 
-    # A connection of its own: the library's default one is shared by whatever else the process does with it.
-    return lambda dataset: duckdb.connect().from_arrow(dataset)
+    # The default connection: relations of two cannot be joined, and `duckdb.sql` finds only those of this one.
+    return lambda dataset: duckdb.from_arrow(dataset)

@@ -1,7 +1,7 @@
 """The resource: where the records and outputs lie, what a run may cost, how Temporal is reached. Its `run` is the body of the assets."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from claude_batch_dagster.assets.decorator import RUN_CONFIG
 from claude_batch_dagster.assets.translator import IO_MANAGER_KEY
 from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.shard import MAX_REQUESTS
-from claude_batch_dagster.reporting.metadata import check_result
+from claude_batch_dagster.reporting.history import read_history
+from claude_batch_dagster.reporting.metadata import check_result, unpublished_result
 from claude_batch_dagster.reporting.report import Event, Report
 from claude_batch_dagster.resources.deferring import (
     ALREADY_COLLECTED,
@@ -24,9 +25,9 @@ from claude_batch_dagster.resources.deferring import (
 )
 from claude_batch_dagster.resources.io_manager import ClaudeBatchIOManager, count_statuses, outputs_folder
 from claude_batch_dagster.resources.sources import find_source, name_tables
-from claude_batch_dagster.resources.waiting import carry_out, connected, external_server, readable_failures
+from claude_batch_dagster.resources.waiting import carry_out, connected, external_server, final_terminations, readable_failures
 from claude_batch_dagster.storage.dataset import TableSnapshot
-from claude_batch_dagster.storage.store import join_uri
+from claude_batch_dagster.storage.store import Store, join_uri
 from claude_batch_dagster.verbs.connection import Connection
 from claude_batch_dagster.verbs.endpoint import default_root, is_simulated, resolve_endpoint, root_for
 from claude_batch_dagster.verbs.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_IN_FLIGHT_BATCHES, Job, Target
@@ -127,7 +128,7 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             dg.Failure: Nothing, or not everything, was published; the description says why.
         """
-        with readable_failures():
+        with readable_failures(), final_terminations(context):
             self._refuse_lost_fields(context)
             asked = asked_assets(context.assets_def)
             selected = {key: asked[key] for key in sorted(context.selected_asset_keys)}
@@ -138,7 +139,6 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _materialize(self, context: dg.AssetExecutionContext, selected: Mapping[dg.AssetKey, AskedAsset]) -> Iterator[Event]:
         first = next(iter(selected.values()))
-        partitions = tuple(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else None
         simulate = self.simulate or is_simulated(os.environ)
         place = self.find_place(needs_key=True)
         root, endpoint = place.root, place.endpoint
@@ -147,6 +147,8 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if collects is not None and collected is None and not is_executed_again(context):
             context.log.info(ALREADY_COLLECTED)
             return
+        partitions = _partitions_of(context, collects=collected is not None)
+        _warn_of_new_root(context, place, list(selected))
         source = find_source(
             first.source,
             root=root,
@@ -199,24 +201,29 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _check(self, context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
         """Look at what is published: a check that is run alone asks nothing."""
+        from claude_batch_dagster.storage.published import list_published
+
         folder = outputs_folder(self.root_uri, self.output, self._endpoint(needs_key=False))
         asked = asked_assets(context.assets_def)
         for check in sorted(context.selected_asset_check_keys):
             place, one = join_uri(folder, *check.asset_key.path), asked[check.asset_key]
-            files = join_uri(place, *(["*"] if one.source.partition_column else []), "*.parquet")
-            yield check_result(check.asset_key, check.name, count_statuses(place, check.asset_key), keys=one.carried_keys, file=files)
+            if list_published(Store(place)):
+                files = join_uri(place, *(["*"] if one.source.partition_column else []), "*.parquet")
+                yield check_result(check.asset_key, check.name, count_statuses(place, check.asset_key), keys=one.carried_keys, file=files)
+            else:
+                yield unpublished_result(check.asset_key, check.name)
 
     def _choose(self, context: dg.AssetExecutionContext) -> "_Choices":
-        given: Mapping[str, Any] = context.op_execution_context.op_config or {}
-        if not RUN_CONFIG.keys() <= given.keys():
-            # The body has a config of its own.
-            return _Choices(limit=self.limit, replace=self.replace, max_cost_usd=self.max_cost_usd)
+        config = context.op_execution_context.op_config
+        given: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+        # A body with a config of its own may have some of them.
+        chosen = {name: given[name] for name in RUN_CONFIG if given.get(name) is not None}
         return _Choices(
-            limit=self.limit if given["limit"] is None else given["limit"],
-            ask_again=tuple(str(key) for key in given["ask_again"]),
-            retry_failed=given["retry_failed"],
-            replace=self.replace if given["replace"] is None else given["replace"],
-            max_cost_usd=self.max_cost_usd if given["max_cost_usd"] is None else given["max_cost_usd"],
+            limit=chosen.get("limit", self.limit),
+            ask_again=tuple(str(key) for key in chosen.get("ask_again", ())),
+            retry_failed=chosen.get("retry_failed", False),
+            replace=chosen.get("replace", self.replace),
+            max_cost_usd=chosen.get("max_cost_usd", self.max_cost_usd),
         )
 
     def _refuse_lost_fields(self, context: dg.AssetExecutionContext) -> None:
@@ -272,8 +279,8 @@ class ClaudeBatchResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def claude_batch_resources(
     *,
-    root: str | None = None,
-    output: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
     max_cost_usd: float | None = DEFAULT_MAX_COST_USD,
     simulate: bool = False,
     **fields: Any,
@@ -287,10 +294,40 @@ def claude_batch_resources(
         simulate: Ask a simulator instead of Claude.
         fields: Any other field of ClaudeBatchResource.
     """
+    root, output = (os.fspath(one) if isinstance(one, os.PathLike) else one for one in (root, output))
     return {
         RESOURCE_KEY: ClaudeBatchResource(root=root, output=output, max_cost_usd=max_cost_usd, simulate=simulate, **fields),
         IO_MANAGER_KEY: ClaudeBatchIOManager(root=root, output=output, simulate=simulate),
     }
+
+
+def _partitions_of(context: dg.AssetExecutionContext, *, collects: bool) -> tuple[str, ...] | None:
+    # A run of a partition may have assets without partitions beside those that it is of.
+    if context.assets_def.partitions_def is None:
+        return None
+    if not context.has_partition_key and not context.has_partition_key_range:
+        if collects:
+            # Asked and paid before this was refused.
+            return None
+        keys = [key.to_user_string() for key in sorted(context.selected_asset_keys)]
+        raise UsageError(
+            f"The run has no partition, and {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} partitioned: it would ask about all partitions at once. Nothing was sent. Choose a partition or "
+            "a range of them; in a schedule use dg.build_schedule_from_partitioned_job, in a sensor RunRequest(partition_key=...)."
+        )
+    return tuple(context.partition_keys)
+
+
+def _warn_of_new_root(context: dg.AssetExecutionContext, place: Place, keys: Sequence[dg.AssetKey]) -> None:
+    from claude_batch_dagster.storage.plans import read_root
+
+    if read_root(Store(place.root)) is not None:
+        return
+    before = [key for key in keys if any(past.endpoint == place.endpoint for past in read_history(context.instance, key, limit=1))]
+    if before:
+        context.log.warning(
+            f"The root {place.root} is new, and {', '.join(key.to_user_string() for key in before)} was materialized before, from another root: what was "
+            "answered there is asked, and paid, again. If that is not meant, terminate this run and name the old root by its absolute path."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ def find_source(
     upstream: Collection[dg.AssetKey] = (),
     context: Any = None,
     kept: str | None = None,
+    written: str | None = None,
 ) -> ListedDataset:
     """Return what a run reads.
 
@@ -33,6 +34,7 @@ def find_source(
         upstream: What the assets depend on, by the keys of this code location: loading may have prefixed them.
         context: For a function that takes it.
         kept: What `name_tables` returned: the tables of an earlier run are read, and the function is not called.
+        written: Where the upstream asset's output lies, None to find it by `upstream`.
 
     Raises:
         SourceError: Terminal. The upstream asset has no output, or is not partitioned alike; a function returned no table.
@@ -48,7 +50,7 @@ def find_source(
     key_format = getattr(partitions_def, "fmt", None)
     path, column = source.path, source.partition_column
     if path is None:
-        path = join_uri(outputs, *_upstream_key(source.asset, upstream).path)
+        path = written or join_uri(outputs, *_upstream_key(source.asset, upstream).path)
         found = _partition_column(path, source)
         if only is not None and column is None:
             column = found
@@ -88,7 +90,13 @@ def name_tables(source: ListedDataset) -> str:
 
 
 def _list_tables(source: TableSnapshot, root: str, partitions: tuple[str, ...] | None, files: tuple[str, ...]) -> ListedDataset:
-    shared = {"key": source.key, "asset": source.asset, "partition_column": source.partition_column, "only": partitions}
+    shared = {
+        "key": source.key,
+        "asset": source.asset,
+        "partition_column": source.partition_column,
+        "only": partitions,
+        "made_by": source.place,
+    }
     if source.partition_column is None:
         return ListedDataset(path=join_uri(root, SNAPSHOTS, *files), **shared)
     return ListedDataset(path=join_uri(root, SNAPSHOTS), files=files, **shared)

@@ -39,6 +39,25 @@ def readable_failures() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def final_terminations(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Let a terminated run stay so: Dagster retries an interrupted step by its retry policy (1.13.27), which would ask, and pay, again."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
+        raise dg.Failure(
+            description="The run is being terminated. Nothing was sent. Start a new one: what was answered is kept.", allow_retries=False
+        )
+    try:
+        yield
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
+        if context.op_def.retry_policy is None and context.job_def.op_retry_policy is None:
+            raise
+        raise dg.Failure(
+            description="The run was terminated, and is not retried, whatever its retry policy says. What was answered is kept: the next run asks the rest.",
+            allow_retries=False,
+        ) from interrupt
+
+
 def _failure_metadata(error: ClaudeBatchError) -> dict[str, str | int | float]:
     """Return the error's kind and its facts; money in USD."""
     metadata: dict[str, str | int | float] = {"claude_batch/error": type(error).__name__}

@@ -8,8 +8,9 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import dagster as dg
 
@@ -21,9 +22,10 @@ from claude_batch_dagster.resources.resource import RESOURCE_KEY, ClaudeBatchRes
 if TYPE_CHECKING:
     from claude_batch_dagster.verbs.connection import Connection
     from claude_batch_dagster.verbs.defer import Deferral
-    from claude_batch_dagster.verbs.ended import Look, Question
+    from claude_batch_dagster.verbs.ended import Question
 
 _BY_RECORDS = "Runs that are over are collected all the same; one that was terminated by hand, or asks a question, is not seen."
+_STRANGER = "its deferred run is another sensor's, or the asset is gone. Where loading prefixed its key, give build_claude_batch_sensor what loading returned."
 DEFERRED_BY_TAG = "claude_batch/deferred_by"
 QUESTION_TAG = "claude_batch/question"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
@@ -36,7 +38,7 @@ MOST_NOTES = 5
 
 
 def build_claude_batch_sensor(
-    *definitions: dg.AssetsDefinition,
+    *definitions: dg.AssetsDefinition | Sequence[dg.AssetsDefinition],
     name: str = "claude_batch_sensor",
     minimum_interval_seconds: int = 60,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
@@ -48,10 +50,11 @@ def build_claude_batch_sensor(
     that one publishes, and its checks run, or it fails and says why. Where a batch run waits for a person, it requests one run that fails
     at once with the question and the line to type, so that whatever tells you of failed runs tells you of this one.
 
-    It needs the resource `claude_batch`.
+    It needs the resource `claude_batch`. It knows the assets by their keys: where loading prefixes these (`load_assets_from_modules`), give it
+    what loading returned.
 
     Args:
-        definitions: Made by `claude_batch_assets`.
+        definitions: Made by `claude_batch_assets`; a list of them is taken too.
         name: Of the sensor.
         minimum_interval_seconds: Between two looks.
         default_status: Running unless told otherwise: a deferred run that no sensor collects is never published.
@@ -60,12 +63,16 @@ def build_claude_batch_sensor(
     Raises:
         UsageError: Terminal. No definitions, or one that `claude_batch_assets` did not make.
     """
-    if not definitions:
+    # A key is a tuple too.
+    given: list[dg.AssetsDefinition] = []
+    for one in definitions:
+        given += one if isinstance(one, list) else [cast(dg.AssetsDefinition, one)]
+    if not given:
         raise UsageError(
             "build_claude_batch_sensor has no assets, so there is nothing to collect. Give it the definitions whose runs are deferred."
         )
-    keys = sorted(key for definition in definitions for key in asked_assets(definition))
-    ops = {key: definition.op.name for definition in definitions for key in asked_assets(definition)}
+    ops = {key: definition.op.name for definition in given for key in _asked_keys(definition)}
+    keys = sorted(ops)
 
     @dg.sensor(
         name=name,
@@ -81,6 +88,16 @@ def build_claude_batch_sensor(
         return _tick(context, getattr(context.resources, resource_key), ops)
 
     return collect
+
+
+def _asked_keys(definition: object) -> list[dg.AssetKey]:
+    if isinstance(definition, dg.AssetsDefinition):
+        with suppress(UsageError):
+            return list(asked_assets(definition))
+    name = ", ".join(key.to_user_string() for key in definition.keys) if isinstance(definition, dg.AssetsDefinition) else repr(definition)
+    raise UsageError(
+        f"build_claude_batch_sensor was given {name}, which is no asset of @claude_batch_assets. Give it what the decorator returned."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +136,14 @@ def _tick(
         return run is not None and run.is_finished
 
     look = look_at_deferrals(store, names, running.questions, after=context.cursor or None, has_ended=has_ended)
+    own = [deferral for deferral in look.idle if _keys(deferral) & ops.keys()]
     # Whoever comes first starts a stopped server again, and with it every run.
-    idle = look.idle[:1] if running.stopped else look.idle
+    idle = own[:1] if running.stopped else own
     notes = [running.problem] if running.problem else []
+    strangers = [deferral for deferral in (*look.ended, *look.idle) if not _keys(deferral) & ops.keys()]
+    notes += [f"This sensor has no {_name(deferral)}: {_STRANGER}" for deferral in strangers]
     requests: list[dg.RunRequest] = []
-    for deferral in (*look.ended, *idle):
-        if not _keys(deferral) & ops.keys():
-            notes.append(f"This sensor has no {_name(deferral)}: its deferred run is another sensor's, or the asset is gone.")
-            continue
+    for deferral in (*(deferral for deferral in look.ended if deferral not in strangers), *idle):
         before = _find_requested(context.instance, deferral)
         if _may_request(before):
             requests.append(_request(deferral, ops, len(before) + 1))
@@ -135,7 +152,11 @@ def _tick(
         elif len(before) >= MOST_REQUESTED:
             notes.append(f"{len(before)} runs that were to publish {_name(deferral)} failed, no further one is requested: materialize it.")
     requests += [_request_failure(question, ops) for question in look.questions if _keys(question.deferral) & ops.keys()]
-    return dg.SensorResult(run_requests=requests, skip_reason=None if requests else _tell_waiting(look, notes), cursor=look.after or "")
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else _tell_waiting(look.deferred - len(strangers), notes),
+        cursor=look.after or "",
+    )
 
 
 def _ask_temporal(external: "Connection | None", root: str) -> _Running:
@@ -212,6 +233,6 @@ def _name(deferral: "Deferral") -> str:
     return assets + (f" ({' to '.join(dict.fromkeys((partitions[0], partitions[-1])))})" if partitions else "")
 
 
-def _tell_waiting(look: "Look", notes: Sequence[str]) -> str:
-    number = f"{look.deferred:,} deferred {'run waits' if look.deferred == 1 else 'runs wait'} for {'its' if look.deferred == 1 else 'their'} batches."
-    return " ".join((number, *notes[:MOST_NOTES]))
+def _tell_waiting(waiting: int, notes: Sequence[str]) -> str:
+    number = f"{waiting:,} deferred {'run waits' if waiting == 1 else 'runs wait'} for {'its' if waiting == 1 else 'their'} batches."
+    return " ".join([*([number] if waiting or not notes else []), *notes[:MOST_NOTES]])

@@ -1,6 +1,7 @@
 """The names of datasets to ask about. Definitions hold them, so they load no Parquet library."""
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class ParquetDataset:
         UsageError: Terminal. Neither a path nor an asset, or `{partition}` without a partition column.
     """
 
-    path: str | None = None
+    path: str | os.PathLike[str] | None = None
     key: str | Sequence[str]
     asset: Any = None
     partition_column: str | None = None
@@ -45,7 +46,9 @@ class ParquetDataset:
             if self.asset is None:
                 raise UsageError("The source has neither a path nor an asset. Give the path of its files, or the asset whose output it is.")
             return
-        if has_partition(self.path) and self.partition_column is None:
+        path = os.fspath(self.path)
+        object.__setattr__(self, "path", path)
+        if has_partition(path) and self.partition_column is None:
             raise UsageError(
                 f"The path {self.path} has {{partition}}, and the source no partition column. Name the hive column that the outputs get, "
                 'for instance partition_column="day" (--partition-column day).'
@@ -60,12 +63,12 @@ class ParquetDataset:
     @property
     def place(self) -> str:
         """The path as it was given, or what stands for it, for people."""
-        return self.path or f"the output of {_name_asset(self.asset)}"
+        return os.fspath(self.path) if self.path is not None else f"the output of {_name_asset(self.asset)}"
 
     @property
     def uri(self) -> str:
         """The path as an absolute path or URL; words for one that is found when a run begins."""
-        return absolute_uri(self.path) if self.path is not None else self.place
+        return self.place if self.path is None else absolute_uri(os.fspath(self.path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +79,13 @@ class ListedDataset(ParquetDataset):
         key_format: Of the partitions' keys, in the manner of `strftime`; None where that is not known.
         only: The partitions that are wanted, None for all.
         files: Below `path`, these and no others; None for what is listed there.
+        made_by: What returned the rows, for people; None where the files are the source.
     """
 
     key_format: str | None = None
     only: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = None
+    made_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,4 +156,6 @@ Dataset = ParquetDataset | TableSnapshot
 
 def _name_asset(asset: Any) -> str:
     key = asset if isinstance(asset, str) else getattr(asset, "key", getattr(asset, "asset_key", asset))
-    return key if isinstance(key, str) else str(key.to_user_string())
+    if hasattr(key, "to_user_string"):
+        return str(key.to_user_string())
+    return key if isinstance(key, str) else "/".join(key)

@@ -102,7 +102,13 @@ def _to_batches(table: Any, name: str, scratch: Path) -> Iterator[pa.RecordBatch
     if library == "pandas" and hasattr(table, "columns"):
         # An index without a name is the order of the rows, no data.
         keep = any(level is not None for level in table.index.names)
-        table = pa.Table.from_pandas(table, preserve_index=keep)
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=keep)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise SourceError(
+                f"{name} returned a frame that is no table of plain values: {'; '.join(map(str, error.args))}. Nothing was sent. Return columns of "
+                "text, numbers, booleans, dates or lists."
+            ) from error
     if library == "polars" and hasattr(table, "sink_parquet"):
         table.sink_parquet(scratch / "collected.parquet")
         table = pq.ParquetFile(scratch / "collected.parquet")

@@ -87,7 +87,7 @@ class Source:
     def uri_of(self, partition: str | None) -> str:
         """Return where a partition's rows can be found later: its file, where a run wrote it, else the source as it was named."""
         if isinstance(self.dataset, ListedDataset) and self.dataset.files is not None:
-            return self.name(self.files_of(partition)[0])
+            return self._path(self.files_of(partition)[0])
         return self.uri
 
     def schema(self, file: SourceFile | None = None) -> pa.Schema:
@@ -109,7 +109,11 @@ class Source:
             return int(parquet.metadata.num_rows)
 
     def name(self, file: SourceFile) -> str:
-        """Return a file's path or URL, for people."""
+        """Return a file's path or URL, for people; of a table that was kept also what returned it."""
+        made_by = self.dataset.made_by if isinstance(self.dataset, ListedDataset) else None
+        return f"{made_by} (kept as {self._path(file)})" if made_by else self._path(file)
+
+    def _path(self, file: SourceFile) -> str:
         return f"{self._store.uri}/{file.path}"
 
     def digest(self, file: SourceFile) -> str:
@@ -259,7 +263,7 @@ class Source:
         only = self.dataset.only if isinstance(self.dataset, ListedDataset) else None
         split = []
         for file in self.files:
-            found = look_once((self.name(file), file.version, column, only), partial(self._find_partitions, file, column, only))
+            found = look_once((self._path(file), file.version, column, only), partial(self._find_partitions, file, column, only))
             split += [replace(file, value=value) for value in found]
             self._rows |= {(file.path, value): rows for value, rows in found.items()}
         return split

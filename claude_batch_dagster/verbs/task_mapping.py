@@ -227,6 +227,12 @@ def _import(mapping: TaskMapping, key: str) -> object:
     try:
         return mapping.import_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise mapping.refuse(
-            key, f"{name} cannot be imported: {error}", "Write package.module.name, or .module.name for a module beside this file."
-        ) from error
+        raise mapping.refuse(key, f"{name} cannot be imported: {error}", import_remedy(name, error)) from error
+
+
+def import_remedy(name: str, error: Exception) -> str:
+    """Return what to do about a dotted name that cannot be imported: the module may be there, and lack one of its own."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and missing.rpartition(".")[2] not in name.split("."):
+        return f"The module is there, and imports {missing}, which is not: install it."
+    return "Write package.module.name, or .module.name for a module beside this file."

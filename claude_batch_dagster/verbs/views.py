@@ -345,7 +345,7 @@ def _refuse_writing(connection: "DuckDBPyConnection", sql: str) -> None:
     pivots = kinds == {"MULTI"} and PIVOT.match(inner) is not None
     if kinds != {"SELECT"} and not pivots:
         raise UsageError(
-            f"The statement is a {', '.join(sorted(kinds)) or 'comment'}, and only what reads is carried out. Nothing was read. Write a SELECT."
+            f"The statement is {', '.join(sorted(kinds)) or 'a comment'}, and only what reads is carried out. Nothing was read. Write a SELECT."
         )
 
 

@@ -69,6 +69,16 @@ def test_csv_and_json_hold_all_rows(lake: Lake) -> None:
     assert found["columns"] == ["id", "text", "status", "cost_usd"]
     assert found["rows"][0] == [0, "one", "succeeded", 1e-6]
     assert (found["rows"][3][1], found["exit_code"], found["error"]) == (None, 0, None)
+    strange = "SELECT 'Infinity'::DOUBLE AS n, {'a': 1, 'b': ['x']} AS s, '\\xAB'::BLOB AS b, 0.1::DOUBLE + 0.2 AS f"
+    (row,) = json.loads(sql(strange, "--root", "root", "--json", cwd=lake.folder).stdout, parse_constant=pytest.fail)["rows"]
+    assert row == [None, {"a": 1, "b": ["x"]}, "ab", 0.1 + 0.2]
+    assert next(csv.reader(sql(strange, "--root", "root", "--csv", cwd=lake.folder).stdout.splitlines()[1:])) == [
+        "inf",
+        '{"a": 1, "b": ["x"]}',
+        "ab",
+        "0.30000000000000004",
+    ]
+    assert sql(strange, "--root", "root", cwd=lake.folder).stdout.split()[-2:] == ["ab", "0.3"]
     many = sql("--root", "root", "--csv", "FROM range(30000)", cwd=lake.folder)
     assert len(many.stdout.splitlines()) == 30_001
     some = sql("--root", "root", "FROM range(30000)", cwd=lake.folder)
@@ -99,6 +109,15 @@ def test_mistakes_end_with_their_code_and_words_and_with_json_also_as_an_object(
         assert told["exit_code"] == code
         assert words in told["error"]["message"]
     assert not (lake.folder / "x.csv").exists()
+
+
+def test_a_root_that_is_not_there_is_no_root_without_answers(lake: Lake) -> None:
+    done = sql("FROM answers", "--root", "rot", "--json", cwd=lake.folder)
+    assert done.returncode == 1
+    assert f"There is no root at {lake.folder}/rot: it has no root.json" in json.loads(done.stdout)["error"]["message"]
+    assert not (lake.folder / "rot").exists()
+    of_output = sql("SELECT count(*) AS n FROM summaries", "--root", "rot", "--output", "out", "--csv", cwd=lake.folder)
+    assert (of_output.returncode, of_output.stdout) == (0, "n\n4\n")
 
 
 def test_the_views_are_listed_with_what_they_mean(lake: Lake) -> None:

@@ -319,15 +319,34 @@ def test_what_is_no_duration_is_refused(value):
             LEAST.replace(SUMMARIES, f"{{name: t, model: {MODEL}, max_tokens: 3, prompt: '{{x}}', output: .code.No}}"),
             r"\.code\.No cannot be imported",
         ),
+        (
+            LEAST.replace(SUMMARIES, f"{{name: t, model: {MODEL}, max_tokens: 3, prompt: '{{x}}', output: .lacks.No}}"),
+            "The module is there, and imports nowhere_to_be_found, which is not: install it",
+        ),
+        (LEAST.replace("path: reviews", "load: .nope.f"), r"The source's load \.nope\.f cannot be imported: .*Write package\.module\.name"),
         (LEAST + "partitions_def: \"{{ env('X', 'daily') }}\"\n", "partitions_def is the text 'daily'"),
         (LEAST + "translation: {partitions_def: {type: static, partition_keys: [a]}}\n", "another partitions_def"),
         (LEAST + "wait_for: soon\n", "'soon' is no duration"),
         (LEAST + "columns: text\n", r"columns=\['text'\]"),
     ],
-    ids=["attribute", "key", "range", "lacks", "file", "prompt", "import", "partitions", "translation", "wait", "columns"],
+    ids=[
+        "attribute",
+        "key",
+        "range",
+        "lacks",
+        "file",
+        "prompt",
+        "import",
+        "lacks-module",
+        "load",
+        "partitions",
+        "translation",
+        "wait",
+        "columns",
+    ],
 )
 def test_mistakes_are_named_when_the_code_location_loads(attributes, message):
-    with pytest.raises(Exception) as refused, loaded(attributes):  # noqa: PT011 - Dagster wraps it, and says it below
+    with pytest.raises(Exception) as refused, loaded(attributes, **{"lacks.py": "import nowhere_to_be_found"}):  # noqa: PT011 - Dagster wraps it, and says it below
         pass
     causes = [refused.value]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
@@ -380,6 +399,21 @@ resource: {root: "{{ env('ROOT', 'roots') }}", max_cost_usd: 5, max_in_flight_ba
         assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
         assert {key.name for checks in defs.asset_checks for key in checks.check_keys} == {"coverage", "failure_rate"}
         dg.Definitions.validate_loadable(defs)
+
+
+def test_the_default_root_is_the_projects_wherever_it_is_started(tmp_path, monkeypatch):
+    """Started in another folder the same launch would find no answers, and pay for all of them again."""
+    monkeypatch.chdir(tmp_path)
+    with loaded(LEAST + "resource: {max_cost_usd: 5}\n") as (_, defs):
+        root = Path(defs.resources["claude_batch__reviews"].root)
+        assert root.name == ".claude_batch"
+        assert not root.is_relative_to(tmp_path)
+        (asked,) = asked_assets(the_assets(defs)).values()
+        assert Path(asked.source.path).parent == root.parent
+        assert defs.resources["claude_batch_io_manager__reviews"].root == str(root)
+    monkeypatch.setenv("CLAUDE_BATCH_ROOT", str(tmp_path / "elsewhere"))
+    with loaded(LEAST + "resource: {max_cost_usd: 5}\n") as (_, defs):
+        assert defs.resources["claude_batch__reviews"].root is None
 
 
 def test_a_sensor_comes_with_wait_for_unless_it_is_not_wanted():

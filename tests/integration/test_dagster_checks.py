@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ import pytest
 from claude_batch_dagster import (
     ClaudeBatchResource,
     ParquetDataset,
+    Summarize,
     build_claude_batch_checks,
     claude_batch_assets,
     claude_batch_resources,
@@ -37,8 +39,9 @@ from tests.dagster_house import (
     define,
     write_reviews,
 )
-from tests.stack import RunningSimulator
+from tests.stack import MODEL, RunningSimulator
 
+SHORTER = Summarize(name="shorter", column="summary", model=MODEL, max_words=5)
 RED = dg.AssetCheckSeverity.ERROR
 
 
@@ -394,3 +397,31 @@ def test_simulated_materializations_are_never_compared_with_real_ones(
     monkeypatch.delenv("ANTHROPIC_BASE_URL")
     (one,) = checks_of(alone(house, insights, *checks)).values()
     assert one.description.startswith("Nothing earlier to compare label with")
+
+
+@pytest.mark.parametrize("day", [None, DAYS[0]], ids=["whole", "day"])
+def test_coverage_of_a_chain_whose_keys_were_prefixed_compares_with_the_rows_that_were_asked_about(
+    place: Path, open_house: OpenHouse, day: str | None
+) -> None:
+    """Below the keys as they were written lies an older output, of one row."""
+    write_rows(place, day, good(1))
+    house = open_house()
+    first = define(place, SUMMARIES, partitioned=day is not None)
+    assert house.materialize(first, partition_key=day).success
+    write_rows(place, day, good(3))
+
+    @claude_batch_assets(
+        source=ParquetDataset(asset="summaries", key="review_id"), tasks=[SHORTER], partitions_def=None if day is None else DAILY
+    )
+    def second(context: dg.AssetExecutionContext, claude_batch: ClaudeBatchResource):  # type: ignore[no-untyped-def]
+        yield from claude_batch.run(context)
+
+    module = ModuleType("module")
+    module.assets = [first, second]  # type: ignore[attr-defined]
+    module.checks = build_claude_batch_checks(second, min_coverage=1, blocking=True)  # type: ignore[attr-defined]
+    assets = dg.load_assets_from_modules([module], key_prefix="pre")
+    checks = dg.load_asset_checks_from_modules([module], asset_key_prefix="pre")
+    result = house.materialize(*assets, *checks, partition_key=day)
+    assert result.success
+    (coverage,) = checks_of(result).values()
+    assert coverage.description == "3 of 3 rows of the source have an answer or a reason (100.0%); min_coverage=1."

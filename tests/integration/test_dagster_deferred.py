@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -19,6 +20,7 @@ from temporalio.service import _BridgeServiceClient
 
 from claude_batch_dagster import build_claude_batch_sensor
 from claude_batch_dagster.core.contract import WORKFLOW_TYPE, RunInput, workflow_id
+from claude_batch_dagster.core.errors import UsageError
 from claude_batch_dagster.core.records import AwaitedRun, DeferralRecord, DoneRecord
 from claude_batch_dagster.storage.deferrals import digest_deferral, list_deferrals, name_deferral, read_deferral
 from claude_batch_dagster.storage.plans import read_done, read_entries, write_done
@@ -135,7 +137,7 @@ def test_a_deferred_run_ends_well_and_the_sensor_requests_the_run_that_publishes
     last, dagsters = info_lines(capfd.readouterr().err)[-2:]
     assert dagsters.startswith("op 'insights' did not yield")
     assert last.startswith("Deferred: batch run r1 goes on without this run")
-    assert "materialize the same assets and partitions again" in last
+    assert last.endswith("materialize the same assets and partitions again, which publishes and asks nothing twice.")
 
     waiting = deferred.tick()
     assert (waiting.run_requests, waiting.skip_reason.skip_message) == ([], "1 deferred run waits for its batches.")
@@ -435,6 +437,62 @@ def test_what_the_source_got_meanwhile_is_asked_and_deferred_again_but_not_for_e
     assert metadata["dagster/row_count"] == 8
     assert (metadata["claude_batch/succeeded"], metadata["claude_batch/pending"]) == (6, 1)
     assert pq.read_table(house.output / "summaries").num_rows == 8
+
+
+@pytest.mark.usefixtures("held")
+def test_the_log_says_that_what_is_downstream_is_skipped(place: Path, open_house: OpenHouse, capfd: pytest.CaptureFixture[str]) -> None:
+    write_reviews(place)
+
+    @dg.asset(deps=["summaries"])
+    def downstream() -> None: ...
+
+    result = open_house().materialize(define(place, SUMMARIES, wait_for=AT_ONCE), downstream)
+    assert result.success
+    assert [event.node_name for event in events(result, "STEP_SKIPPED")] == ["downstream"]
+    (line,) = [line for line in info_lines(capfd.readouterr().err) if line.startswith("Deferred: ")]
+    assert line.endswith("are skipped, and the collecting run is without them: let them follow by an automation condition.")
+
+
+def test_deferred_runs_of_other_assets_are_named_and_not_waited_for(
+    place: Path, open_house: OpenHouse, simulator: RunningSimulator
+) -> None:
+    """The sensor was built before loading prefixed the keys: what it leaves must not read as if it waited."""
+    write_reviews(place)
+    house = open_house()
+    assets = define(place, SUMMARIES, wait_for=AT_ONCE)
+    stranger = Deferred(house, assets, place)
+    module = ModuleType("module")
+    module.assets = assets  # type: ignore[attr-defined]
+    (prefixed,) = dg.load_assets_from_modules([module], key_prefix="pre")
+    assert isinstance(prefixed, dg.AssetsDefinition)
+    simulator.switch_on("hold")
+    assert house.materialize(prefixed).success
+    assert reason_of(stranger.tick()) == "1 deferred run waits for its batches."
+    simulator.clear()
+    stranger.wait_for_end()
+    assert reason_of(stranger.tick()) == (
+        "This sensor has no pre/summaries: its deferred run is another sensor's, or the asset is gone. Where loading prefixed its key, give "
+        "build_claude_batch_sensor what loading returned."
+    )
+    (request,) = Deferred(house, prefixed, place).until_requested()
+    assert request.asset_selection == [dg.AssetKey(["pre", "summaries"])]
+
+
+def reason_of(result: dg.SensorResult) -> str:
+    assert not result.run_requests
+    return str(result.skip_reason.skip_message) if isinstance(result.skip_reason, dg.SkipReason) else str(result.skip_reason)
+
+
+def test_what_a_sensor_cannot_collect_is_refused(tmp_path: Path) -> None:
+    assets = define(tmp_path, SUMMARIES, wait_for=AT_ONCE)
+    assert build_claude_batch_sensor([assets]).metadata == build_claude_batch_sensor(assets).metadata
+
+    @dg.asset
+    def other() -> None: ...
+
+    for stranger in (other, dg.AssetKey("summaries"), [assets, "summaries"]):
+        with pytest.raises(UsageError, match=r"build_claude_batch_sensor was given .*, which is no asset of @claude_batch_assets"):
+            build_claude_batch_sensor(stranger)  # type: ignore[arg-type]
 
 
 def test_hundreds_of_deferred_runs_cost_a_tick_a_few_calls_whatever_their_number(

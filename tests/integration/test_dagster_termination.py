@@ -23,6 +23,7 @@ place = sys.argv[1]
 @claude_batch_assets(
     source=ParquetDataset(path=f"{place}/reviews.parquet", key="id"), tasks=[Summarize(name="summaries", column="text", model="claude-haiku-5-5")],
     wait_for=timedelta(minutes=int(sys.argv[2])) if sys.argv[2:] else None,
+    retry_policy=dg.RetryPolicy(max_retries=2) if sys.argv[3:] else None,
 )
 def insights(context: dg.AssetExecutionContext, claude_batch: ClaudeBatchResource):
     yield from claude_batch.run(context)
@@ -54,14 +55,14 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 40.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("wait_for", [(), ("60",)], ids=["to_the_end", "before_it_is_deferred"])
+@pytest.mark.parametrize("arguments", [(), ("60",), ("60", "retries")], ids=["to_the_end", "before_it_is_deferred", "with_a_retry_policy"])
 def test_terminating_the_run_cancels_its_batch_at_the_vendor(
-    bench: Bench, start_simulator: Callable[..., RunningSimulator], tmp_path: Path, wait_for: tuple[str, ...]
+    bench: Bench, start_simulator: Callable[..., RunningSimulator], tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    """The run ends within the minute, its batch is canceled, and nothing is published."""
+    """The run ends within the minute, its batch is canceled, nothing is published, and nothing is asked again."""
     simulator = start_simulator(seconds=600)
     bench.start_worker(simulator)
-    run = start_run(bench, simulator, tmp_path, *wait_for)
+    run = start_run(bench, simulator, tmp_path, *arguments)
     wait_until(lambda: len(simulator.batches()) == 1)
     run.popen.send_signal(signal.SIGINT)
     run.popen.wait(60)

@@ -205,3 +205,24 @@ def test_the_package_names_its_public_parts_and_imports_them_only_when_used():
 
     with pytest.raises(AttributeError, match="nonsense"):
         _ = claude_batch_dagster.nonsense
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"source": "reviews.parquet"},
+            r"source='reviews.parquet', which is no source\. Write source=ParquetDataset\(path='reviews.parquet'",
+        ),
+        ({"tasks": SUMMARIES}, r"a ClaudeTask for its tasks\. Write a list"),
+        ({"tasks": "summaries"}, r"a str for its tasks"),
+        ({"tasks": ["summaries"]}, r"has the task 'summaries', which is none"),
+        ({"fail_above": "5%"}, r"fail_above='5%'; it is a share"),
+        ({"wait_for": 0}, r"wait_for=0, which is no timedelta\. Write wait_for=timedelta\(seconds=0\)"),
+        ({"wait_for": "15m"}, r"Write wait_for=timedelta\(minutes=15\)"),
+        ({"tasks": [ClaudeTask(name="t", model=MODEL, prompt="Say {{hello}}.", max_tokens=9)]}, r"The prompt of 't' has no slot"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_where_they_are_written(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        define(**arguments)

@@ -8,7 +8,7 @@ import pytest
 
 from claude_batch_dagster import ClaudeTask, build_claude_batch_checks
 from claude_batch_dagster.core.errors import UsageError
-from tests.dagster_house import MODERATION, PLAIN, TOPICS, define
+from tests.dagster_house import LABELS, MODERATION, PLAIN, TOPICS, define
 
 
 def test_each_limit_is_a_check_that_says_its_number(tmp_path: Path) -> None:
@@ -49,6 +49,10 @@ def make_task(output: dict[str, Any]) -> ClaudeTask:
         ({"max_failure_rate": 0.1, "severity": {"failures": "WARN"}}, "severity names the check 'failures'"),
         ({"max_failure_rate": 0.1, "blocking": ["failures"]}, "blocking names the check 'failures'"),
         ({"allowed_labels": {"colour": ["red"]}}, "the column 'colour'"),
+        ({"min_coverage": 95}, "For 95 % write min_coverage=0.95"),
+        ({"max_failure_rate": 0.1, "blocking": ["cost"]}, "blocking names the check 'cost', and no limit .* there are failure_rate"),
+        ({"allowed_labels": LABELS, "severity": {"label_drift": "WARN"}}, "severity names the check 'label_drift', and no limit"),
+        ({"max_failure_rate": 0.1, "severity": "warning"}, "the severity 'warning'. Write 'WARN' or 'ERROR'"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(tmp_path: Path, arguments: dict[str, Any], words: str) -> None:
@@ -63,8 +67,9 @@ def test_labels_need_a_label_column_and_assets_of_ours(tmp_path: Path) -> None:
     @dg.asset
     def other() -> None: ...
 
-    with pytest.raises(UsageError, match="no asset of @claude_batch_assets"):
-        build_claude_batch_checks(other, min_coverage=1)
+    for stranger in (other, dg.AssetKey("labels"), [dg.AssetKey("labels")]):
+        with pytest.raises(UsageError, match="no asset of @claude_batch_assets"):
+            build_claude_batch_checks(stranger, min_coverage=1)  # type: ignore[arg-type]
     # An asset without labels has no check of them; the one beside it has.
     checks = build_claude_batch_checks(define(tmp_path, PLAIN, MODERATION), max_label_drift=0.1)
     assert [[key.asset_key.to_user_string() for key in one.check_keys] for one in checks] == [["labels"]]

@@ -161,3 +161,8 @@ def test_a_value_without_a_text_of_its_own_is_refused(value: object) -> None:
 )
 def test_blank_is_white_space_in_every_slot(texts: list[str], blank: bool) -> None:
     assert is_blank(texts) is blank
+
+
+def test_what_looks_like_a_slot_and_is_none_is_named() -> None:
+    with pytest.raises(TaskError, match=r"no slot \(\{text:>10\} is no column\), so .*for instance \{text\}"):
+        parse_template("Summarize: {text:>10}", ["text"])

@@ -161,3 +161,10 @@ def test_outputs_lie_below_the_root_of_their_endpoint_unless_told_otherwise(tmp_
     assert outputs_folder(str(tmp_path), None, "anthropic") == f"{tmp_path}/output"
     assert outputs_folder(str(tmp_path), None, "simulator") == f"{tmp_path}/simulated/output"
     assert outputs_folder(str(tmp_path), "s3://lake/claude/", "simulator") == "s3://lake/claude"
+
+
+def test_relations_of_two_arguments_are_joined_and_found_by_their_names(tmp_path):
+    publish(tmp_path / "summaries", (None,))
+    one, two = (load(tmp_path, duckdb.DuckDBPyRelation).set_alias(name) for name in ("one", "two"))
+    assert one.join(two, "one.id = two.id").count("*").fetchall() == [(2,)]
+    assert duckdb.sql("SELECT count(*) FROM one JOIN two USING (id)").fetchall() == [(2,)]

@@ -104,3 +104,27 @@ def test_a_table_without_partitions_is_one_file_below_the_root(tmp_path: Path) -
     assert find(tmp_path, TableSnapshot(load=lambda: 1 / 0, key="id", asset="reviews"), kept=name_tables(found)) == found
     with pytest.raises(SourceError, match=r"<lambda> returned a NoneType"):
         find(tmp_path, TableSnapshot(load=lambda: None, key="id"))
+
+
+def test_the_asset_may_be_named_by_the_parts_of_its_key(tmp_path: Path) -> None:
+    publish(tmp_path)
+    source = ParquetDataset(asset=["claude", "summaries"], key="id")
+    assert source.uri == "the output of claude/summaries"
+    assert find(tmp_path, source).path == f"{tmp_path}/out/claude/summaries"
+
+
+def test_a_path_may_be_a_pathlib_one(tmp_path: Path) -> None:
+    source = ParquetDataset(path=tmp_path / "reviews", key="id")
+    assert source == ParquetDataset(path=f"{tmp_path}/reviews", key="id")
+    assert source.uri == f"{tmp_path}/reviews"
+    with pytest.raises(UsageError, match=r"has \{partition\}"):
+        ParquetDataset(path=tmp_path / "{partition}.parquet", key="id")
+
+
+def test_keys_that_occur_twice_in_a_table_name_what_returned_it(tmp_path: Path) -> None:
+    def load() -> pa.Table:
+        return pa.table({"id": [1, 1]})
+
+    source = Source(find(tmp_path, TableSnapshot(load=load, key="id")))
+    with pytest.raises(SourceError, match=r"^what .*load returns \(kept as .*/snapshots/.*\.parquet\): 1 key \(id\) occurs more than once"):
+        source.check_keys(source.files)

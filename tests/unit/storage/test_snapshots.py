@@ -113,3 +113,8 @@ def test_what_is_no_table_is_refused(tmp_path: Path, table: Any, message: str) -
     with pytest.raises(SourceError, match=message):
         write_snapshot(Store(str(tmp_path)), table, "load_reviews")
     assert not (tmp_path / "snapshots").exists()
+
+
+def test_a_frame_that_arrow_does_not_take_names_its_function(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"^load returned a frame that is no table of plain values: .*column text.*\. Nothing was sent\."):
+        write_snapshot(Store(str(tmp_path)), pd.DataFrame({"id": [1, 2], "text": ["a", 7]}), "load")
