@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, repeat
+from typing import ClassVar
 
 import msgspec
 import orjson
@@ -20,16 +21,15 @@ from claude_batch_dagster.core.task import PRESET_SLOT, ClaudeTask
 from claude_batch_dagster.core.template import is_blank, parse_template, render_value
 
 KEY_BYTES = 16
+HASH_BYTES = 32
 NAME_LENGTH = 22
 TAG_LENGTH = 8
 LINE_HEAD = b'{"custom_id":"'
 SEPARATOR = b",\n"
-_LINE_END = b"}"
+LINE_BREAK = b"}" + SEPARATOR
+"""Between the params of one request and the next request."""
 _CUSTOM_ID = re.compile(r"([A-Za-z0-9_-]{1,22})-([0-9a-f]{32})-([0-9a-f]{8})")
 _encode_text = msgspec.json.Encoder().encode
-
-Rest = bytes | memoryview
-"""What follows the head of a row's params, empty for a row that asks nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +55,12 @@ class RenderedRows:
 
     Attributes:
         head: What every row's params begin with.
-        rests: What follows it, a row each.
+        rests: What follows it, a row each; empty for a row that asks nothing.
         keys: 16 bytes a row, zeros for a row that asks nothing.
     """
 
     head: bytes
-    rests: Sequence[Rest]
+    rests: Sequence[bytes]
     keys: bytes
 
 
@@ -102,6 +102,40 @@ def submission_tag(run_id: str, round_number: int, shard: int) -> str:
     return hashlib.sha256(f"{run_id}/{round_number}-{shard}".encode()).hexdigest()[:TAG_LENGTH]
 
 
+@dataclass(frozen=True, slots=True)
+class LineFrame:
+    """What the requests of one task share, as they stand in a POST body: all but their keys and the rests of their params.
+
+    Attributes:
+        task_name: Its short form is in every `custom_id`.
+        head: What every request's params begin with.
+    """
+
+    ID_BYTES: ClassVar[int] = 2 * KEY_BYTES + 1 + TAG_LENGTH
+    """Of what a `custom_id` says after the name: the key as hex digits, a dash and the tag."""
+    task_name: str
+    head: bytes
+
+    @property
+    def prefix(self) -> bytes:
+        """What stands in a body before the rest of each request's params, with ID_BYTES of room at `id_at`."""
+        return self._before + bytes(self.ID_BYTES) + b'","params":' + self.head
+
+    @property
+    def id_at(self) -> int:
+        """Where in `prefix` the request's key and its submission's tag stand."""
+        return len(self._before)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """The bytes of an encoded request that are not the rest of its params."""
+        return len(self.prefix) + len(LINE_BREAK) - len(SEPARATOR)
+
+    @property
+    def _before(self) -> bytes:
+        return LINE_HEAD + f"{short_name(self.task_name)}-".encode()
+
+
 class Renderer:
     """Turns rows into requests for one task over one source's columns.
 
@@ -139,7 +173,8 @@ class Renderer:
         self.columns: tuple[str, ...] = names
         """What `render` takes: the columns of the slots, in the order in which they stand in the prompt (one may stand in it twice), or those
         that a function reads."""
-        self._head = head
+        self.frame = LineFrame(task.name, head)
+        """What the requests share."""
         self._head_hash = hashlib.sha256(head)
 
     def render(self, rows: Iterable[Sequence[object]]) -> Iterator[Request | None]:
@@ -163,15 +198,24 @@ class Renderer:
         """
         prompt = self._task.prompt
         rests = self._fill_slots(columns) if isinstance(prompt, str) else self._call(prompt, columns)
-        return self.key(rests)
+        hashes = self.hash(rests)
+        keys = b"".join(hashed[:KEY_BYTES] if rest else bytes(KEY_BYTES) for hashed, rest in zip(hashes, rests, strict=True))
+        return RenderedRows(head=self.frame.head, rests=rests, keys=keys)
 
-    def key(self, rests: Sequence[Rest]) -> RenderedRows:
-        """Return the requests of some rows whose params are made already.
+    def hash(self, rests: Iterable[bytes | memoryview]) -> list[bytes]:
+        """Return the SHA-256 of each row's params: of these HASH_BYTES its key is the first KEY_BYTES.
 
         Args:
-            rests: A row each.
+            rests: What follows the head of the params, a row each.
         """
-        return RenderedRows(head=self._head, rests=rests, keys=b"".join(self._hash(rests)))
+        begin = self._head_hash.copy
+        hashes: list[bytes] = []
+        note = hashes.append
+        for rest in rests:
+            hashing = begin()
+            hashing.update(rest)
+            note(hashing.digest())
+        return hashes
 
     def _call(self, prompt: PromptFunction, columns: Sequence[Sequence[object]]) -> list[bytes]:
         rests = []
@@ -196,52 +240,3 @@ class Renderer:
                 if is_blank(row):
                     rests[at] = b""
         return rests
-
-    def _hash(self, rests: Sequence[Rest]) -> Iterator[bytes]:
-        begin, nothing = self._head_hash.copy, bytes(KEY_BYTES)
-        for rest in rests:
-            if rest:
-                digest = begin()
-                digest.update(rest)
-                yield digest.digest()[:KEY_BYTES]
-            else:
-                yield nothing
-
-
-@dataclass(frozen=True, slots=True)
-class LineFrame:
-    """What the requests of one task share, as they stand in a POST body: all but their keys and the rests of their params.
-
-    Attributes:
-        task_name: Its short form is in every `custom_id`.
-        head: What every request's params begin with.
-    """
-
-    task_name: str
-    head: bytes
-
-    @property
-    def fixed_bytes(self) -> int:
-        """The bytes of an encoded request that are not the rest of its params."""
-        return len(self._before) + 2 * KEY_BYTES + len(self._after("0" * TAG_LENGTH)) + len(_LINE_END)
-
-    def join(self, tag: str, keys: Sequence[bytes], rests: Sequence[Rest]) -> bytes:
-        """Return requests as they stand in a POST body, separators between them.
-
-        Args:
-            tag: Of the submission.
-            keys: At least one request key, 32 hex digits each.
-            rests: What follows the head of their params.
-        """
-        parts: list[Rest] = [_LINE_END + SEPARATOR + self._before, b"", self._after(tag), b""] * len(rests)
-        # By strides: a loop over the requests would cost more than all copying.
-        parts[1::4], parts[3::4] = keys, rests
-        parts[:1] = [self._before]
-        return b"".join((*parts, _LINE_END))
-
-    @property
-    def _before(self) -> bytes:
-        return LINE_HEAD + f"{short_name(self.task_name)}-".encode()
-
-    def _after(self, tag: str) -> bytes:
-        return f'-{tag}","params":'.encode() + self.head

@@ -19,6 +19,7 @@ from claude_batch_dagster.storage.store import Store
 Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int32]
+Slots = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.int8]
 Numbers = npt.NDArray[np.int64]
 
@@ -28,6 +29,8 @@ ASKED, SKIPPED, LARGE = range(-1, 2)
 GROUP_ROWS = 131_072
 """Of a keys file: so many rows are held until they are written, and read at once."""
 KEY_TYPE = pa.uuid()
+_STEPS = 2 ** np.arange(16)
+_HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 _REASON_TYPE = pa.dictionary(pa.int8(), pa.string())
 ROW_KEYS_SCHEMA = pa.schema([pa.field("request_key", KEY_TYPE), pa.field("reason", _REASON_TYPE)])
 OWNED_SCHEMA = pa.schema(
@@ -70,10 +73,9 @@ def keys_to_arrow(keys: Keys, *, null_where_absent: bool = False) -> pa.Array:
     return pa.ExtensionArray.from_storage(KEY_TYPE, to_arrow(np.ascontiguousarray(keys), pa.binary(16), valid))
 
 
-def key_digits(keys: Keys) -> list[bytes]:
-    """Return keys as 32 hex digits each, as bytes."""
-    text = np.ascontiguousarray(keys).tobytes().hex().encode()
-    return [text[at : at + 32] for at in range(0, len(text), 32)]
+def write_digits(keys: Keys, into: npt.NDArray[np.uint8]) -> None:
+    """Write keys as 32 hex digits each into the first columns of an array of bytes, a row each."""
+    into[:, :32] = _HEX[np.ascontiguousarray(keys).view(np.uint8)].view(np.uint8)
 
 
 def has_key(keys: Keys) -> Mask:
@@ -101,7 +103,7 @@ class KeySet:
             self._grow(len(keys))
         new = np.zeros(len(keys), np.bool_)
         pending = np.flatnonzero(has_key(keys))
-        at, high, low = self._home(keys, pending)
+        at, step, high, low = self._home(keys, pending)
         while len(pending):
             rows = np.flatnonzero((self._high[at] | self._low[at]) == 0)[::-1]
             free = at[rows]
@@ -112,8 +114,9 @@ class KeySet:
             self._high[free], self._low[free] = high[rows], low[rows]
             new[pending[rows]] = True
             self._count += len(rows)
-            going = (self._high[at] != high) | (self._low[at] != low)
-            pending, at, high, low = pending[going], (at[going] + 1) % len(self._high), high[going], low[going]
+            going = np.flatnonzero((self._high[at] != high) | (self._low[at] != low))
+            pending, step, high, low = pending[going], step[going], high[going], low[going]
+            at = (at[going] + step) % len(self._high)
         return new
 
     def contains(self, keys: Keys) -> Mask:
@@ -122,21 +125,21 @@ class KeySet:
         if not self._count:
             return found
         pending = np.flatnonzero(has_key(keys))
-        at, high, low = self._home(keys, pending)
+        at, step, high, low = self._home(keys, pending)
         while len(pending):
             held_high, held_low = self._high[at], self._low[at]
             same = (held_high == high) & (held_low == low)
             found[pending[same]] = True
-            going = ~same & ((held_high | held_low) != 0)
-            pending, at, high, low = pending[going], (at[going] + 1) % len(self._high), high[going], low[going]
+            going = np.flatnonzero(~same & ((held_high | held_low) != 0))
+            pending, step, high, low = pending[going], step[going], high[going], low[going]
+            at = (at[going] + step) % len(self._high)
         return found
 
-    def _home(
-        self, keys: Keys, rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """Return where some keys are looked for first, and their halves: one column at a time, numpy is slow with two."""
+    def _home(self, keys: Keys, rows: Slots) -> tuple[Slots, Slots, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Return where some keys are looked for first, how far on next, and their halves: one column at a time, numpy is slow with two."""
         high, low = keys[:, 0][rows], keys[:, 1][rows]
-        return (high % np.uint64(len(self._high))).astype(np.int64), high, low
+        # Powers of two reach every slot of a table of an odd size.
+        return (high % np.uint64(len(self._high))).astype(np.int64), _STEPS[low % np.uint64(len(_STEPS))], high, low
 
     def _clear(self, expected: int) -> None:
         self._high, self._low = np.zeros(_table_size(expected), np.uint64), np.zeros(_table_size(expected), np.uint64)
@@ -314,4 +317,4 @@ def read_owned_shard(store: Store, run_id: str, shard: int) -> OwnedShard | None
 
 
 def _table_size(expected: int) -> int:
-    return max(1_024, int(expected / 0.7) | 1)
+    return max(1_024, int(expected / 0.7)) | 1

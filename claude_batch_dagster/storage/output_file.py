@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,7 +21,7 @@ from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.answer_columns import AnswerColumns
 from claude_batch_dagster.storage.arrays import repeat_word, to_arrow, to_numpy, truths_to_arrow, words_to_arrow
 from claude_batch_dagster.storage.gather import BUCKET_ROWS, Gathered, Places
-from claude_batch_dagster.storage.keys import LARGE, SKIPPED, Keys, KeySet, Mask, Reasons, has_key
+from claude_batch_dagster.storage.keys import LARGE, SKIPPED, Keys, KeySet, Mask, Reasons, has_key, write_digits
 from claude_batch_dagster.storage.output import METADATA_KEY
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.unreadable import UNREADABLE
@@ -33,7 +34,6 @@ PENDING = "pending: no answer yet; the next run asks again."
 _COPIED = ("stop_reason", "model", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 _CODES = {word: code for code, word in enumerate(STATUSES)}
-_HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 
 Codes = npt.NDArray[np.int8]
 
@@ -71,12 +71,22 @@ class OutputWriter:
     Args:
         task: Whose fields the rows get.
         schema: Of the output.
+        key_columns: Of its rows.
         own_batch_ids: Batches that this invocation paid for.
         file: The local file to write.
         facts: What stands in the file's key-value metadata, together with `rows` by status.
     """
 
-    def __init__(self, *, task: ClaudeTask, schema: pa.Schema, own_batch_ids: Set[str], file: Path, facts: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        *,
+        task: ClaudeTask,
+        schema: pa.Schema,
+        key_columns: Sequence[str],
+        own_batch_ids: Set[str],
+        file: Path,
+        facts: Mapping[str, object],
+    ) -> None:
         self._task_key = task.task_key
         self._answer_columns = None if task.output is None else AnswerColumns(task.fields)
         self._words = words_to_arrow(STATUSES)
@@ -84,7 +94,7 @@ class OutputWriter:
         self._facts = facts
         self._own_batch_ids = words_to_arrow(sorted(own_batch_ids))
         self._file = file
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=3)
+        self._writer = pq.ParquetWriter(file, schema, **_writing(schema, key_columns))
         self._compressor = ThreadPoolExecutor(1, "write")
         self._compressing: Future[None] = self._compressor.submit(lambda: None)
         self._shown = _Places()
@@ -183,6 +193,26 @@ class OutputWriter:
         self._batch_ids.update(pc.unique(mine["batch_id"]).to_pylist())
 
 
+def _writing(schema: pa.Schema, key_columns: Sequence[str]) -> dict[str, Any]:
+    """Return how the columns are written: what differs in every row is not looked up in a dictionary first."""
+    columns = _column_paths(schema)
+    unique = {"request_key", *(key_columns if len(key_columns) == 1 else ())}
+    return {
+        "compression": "zstd",
+        # The digits of a hash have nothing in common but their alphabet.
+        "compression_level": {column: 1 if column == "request_key" else 3 for column in columns},
+        "use_dictionary": [column for column in columns if column not in unique],
+    }
+
+
+def _column_paths(schema: pa.Schema) -> list[str]:
+    """Return the columns as Parquet names them, those within lists and structs too."""
+    empty = pa.BufferOutputStream()
+    pq.ParquetWriter(empty, schema).close()
+    written = pq.ParquetFile(empty.getvalue()).schema
+    return [written.column(at).path for at in range(len(written))]
+
+
 class _Places:
     """A set of places in an index: a byte a place, far less than their keys."""
 
@@ -261,7 +291,8 @@ def _text(text: str | None) -> pa.Scalar:
 
 def _key_texts(keys: Keys) -> pa.Array:
     """Return keys as 32 hex digits each, null where there is none."""
-    digits = _HEX[np.ascontiguousarray(keys).view(np.uint8)]
+    digits = np.empty((len(keys), 32), np.uint8)
+    write_digits(keys, digits)
     known = np.packbits(has_key(keys), bitorder="little")
     starts = np.arange(len(keys) + 1, dtype=np.int32) * 32
     return pa.StringArray.from_buffers(len(keys), pa.py_buffer(starts), pa.py_buffer(digits), pa.py_buffer(known))

@@ -13,16 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from claude_batch_dagster.core.records import ShardRef
-from claude_batch_dagster.core.request import SEPARATOR, LineFrame, Rest, submission_tag
+from claude_batch_dagster.core.request import SEPARATOR, submission_tag
 from claude_batch_dagster.core.shard import HEAD, MAX_BODY_BYTES, MAX_REQUESTS, TAIL, Place, Run, ShardPacker, retag_line
+from claude_batch_dagster.storage.keys import Keys
+from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.plans import shard_path
 from claude_batch_dagster.storage.store import Store
 
+Piece = bytes | memoryview
 Nanos = npt.NDArray[np.int64]
 """What requests may cost, in nano-USD."""
 QUEUED_BYTES = 1 << 20
 QUEUED_WRITES = 2
 """So much is hashed and written at once, and so often it may wait for the disk, while the next piece is rendered."""
+GATHERED_BYTES = 1 << 17
+"""What is longer is written from where it lies."""
 
 
 class ShardStager:
@@ -70,29 +75,27 @@ class ShardStager:
         place = self._packer.place(len(line))
         if place is None:
             return None
-        self._append(Run(place.shard, place.position, 1), partial(retag_line, line), worst_nano_usd)
+        self._append(Run(place.shard, place.position, 1), lambda tag: [retag_line(line, tag)], worst_nano_usd)
         return place
 
-    def extend(self, frame: LineFrame, keys: Sequence[bytes], rests: Sequence[Rest], worst_nano_usd: Nanos | None) -> list[Run]:
+    def extend(self, lines: Lines, keys: Keys, worst_nano_usd: Nanos | None) -> list[Run]:
         """Append requests of one task.
 
         Args:
-            frame: What their lines share.
-            keys: Their request keys, 32 hex digits each, as bytes.
-            rests: What follows the head of their params; each request must fit a body on its own.
+            lines: The requests, which are given their keys and tags here; each must fit a body on its own.
+            keys: Of the requests.
             worst_nano_usd: What each may cost, None where the model has no price.
 
         Returns:
             Their places.
         """
-        fixed = frame.fixed_bytes
-        runs = self._packer.place_all([fixed + len(rest) for rest in rests])
+        runs = self._packer.place_all(lines.lines_bytes.tolist())
         start = 0
         for run in runs:
-            stop = start + run.count
-            worst = None if worst_nano_usd is None else int(worst_nano_usd[start:stop].sum())
-            self._append(run, partial(frame.join, keys=keys[start:stop], rests=rests[start:stop]), worst)
-            start = stop
+            part = slice(start, start + run.count)
+            worst = None if worst_nano_usd is None else int(worst_nano_usd[part].sum())
+            self._append(run, partial(lines.take(part).fill, keys[part]), worst)
+            start = part.stop
         return runs
 
     def finish(self) -> tuple[ShardRef, ...]:
@@ -106,7 +109,7 @@ class ShardStager:
             self._open.abandon()
             self._open = None
 
-    def _append(self, run: Run, lines: Callable[[str], bytes], worst_nano_usd: int | None) -> None:
+    def _append(self, run: Run, lines: Callable[[str], Sequence[Piece]], worst_nano_usd: int | None) -> None:
         with self._store.drafting(self._path()):
             if self._open is None or run.position == 0:
                 self._close()
@@ -146,17 +149,18 @@ class _OpenShard:
         self.body_bytes = 0
         self.worst_nano_usd: int | None = 0
         self._hash = hashlib.sha256()
-        self._out: BinaryIO = file.open("wb", buffering=1 << 20)
+        self._out: BinaryIO = file.open("wb", buffering=GATHERED_BYTES)
         self._writer = ThreadPoolExecutor(1, "stage")
         self._queued: deque[Future[None]] = deque()
-        self._held: list[bytes] = []
+        self._held: list[Piece] = []
         self._held_bytes = 0
         self._write(HEAD)
 
-    def append(self, lines: bytes, requests: int, worst_nano_usd: int | None) -> None:
+    def append(self, lines: Sequence[Piece], requests: int, worst_nano_usd: int | None) -> None:
         if self.requests:
             self._write(SEPARATOR)
-        self._write(lines)
+        for piece in lines:
+            self._write(piece)
         self.requests += requests
         self.worst_nano_usd = None if self.worst_nano_usd is None or worst_nano_usd is None else self.worst_nano_usd + worst_nano_usd
 
@@ -173,7 +177,7 @@ class _OpenShard:
             self.close()
         self.file.unlink(missing_ok=True)
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: Piece) -> None:
         self.body_bytes += len(content)
         self._held.append(content)
         self._held_bytes += len(content)
@@ -186,7 +190,7 @@ class _OpenShard:
         self._queued.append(self._writer.submit(self._put, self._held))
         self._held, self._held_bytes = [], 0
 
-    def _put(self, contents: list[bytes]) -> None:
+    def _put(self, contents: list[Piece]) -> None:
         for content in contents:
             self._hash.update(content)
             self._out.write(content)

@@ -8,29 +8,32 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from claude_batch_dagster.core.request import Rest
+from claude_batch_dagster.core.request import LINE_BREAK, LineFrame
 from claude_batch_dagster.core.template import is_blank, render_value
 from claude_batch_dagster.storage.arrays import texts_to_arrow, to_numpy
+from claude_batch_dagster.storage.lines import Lines, Offsets
 
 _END = b"\xff"
-"""Ends a row: a byte that is in no UTF-8."""
+"""Before the first row, and after each: a byte that is in no UTF-8."""
 _FIRST_PRINTABLE = 0x20
-_USUAL = b'\\"\n\t\r'
+_USUAL = b'\\"\n'
 """Bytes that JSON escapes. The backslash comes first: the others' escapes begin with one."""
-_RARE = bytes(byte for byte in range(_FIRST_PRINTABLE) if byte not in _USUAL)
-_ESCAPED = {byte: orjson.dumps(chr(byte))[1:-1] for byte in _USUAL + _RARE}
+_LESS_USUAL = b"\t\r"
+_RARE = bytes(byte for byte in range(_FIRST_PRINTABLE) if byte not in _USUAL + _LESS_USUAL)
+_ESCAPED = {byte: orjson.dumps(chr(byte))[1:-1] for byte in _USUAL + _LESS_USUAL + _RARE}
 _BEGINS_SPACE = np.array([byte <= 0x20 or byte in b"\xc2\xe1\xe2\xe3" for byte in range(256)], np.bool_)
 """Whether white space may begin with this byte."""
 _TEXT = pa.large_binary()
 
 
-def fill_slots(columns: Sequence[pa.Array], between: Sequence[bytes], tail: bytes) -> list[Rest]:
-    """Return each row's text as it stands in JSON, from the first slot on; nothing for a row whose slots are all null or blank.
+def fill_slots(columns: Sequence[pa.Array], between: Sequence[bytes], tail: bytes, frame: LineFrame) -> Lines:
+    """Return each row's request; a row whose slots are all null or blank asks nothing.
 
     Args:
         columns: The values of each slot.
         between: What stands between the slots, as UTF-8.
         tail: What follows the last slot, as it stands in JSON.
+        frame: What the requests share: it ends where the first slot begins.
 
     Raises:
         TaskError: Terminal. A value has no text.
@@ -42,10 +45,15 @@ def fill_slots(columns: Sequence[pa.Array], between: Sequence[bytes], tail: byte
         parts += (_scalar(literal), column)
     joined = pc.binary_join_element_wise(*parts, _scalar(_END), _scalar(b""), null_handling="replace")
     starts, content = _buffers(joined)
-    filled = _split(_escape(content[starts[0] : starts[-1]].tobytes()).replace(_END, tail + _END))
-    for row in _find_blanks(texts):
-        filled[row] = b""
-    return filled
+    escaped = _escape(bytearray().join((_END, content[starts[0] : starts[-1]].data)))
+    ends, prefix = _find_ends(escaped), frame.prefix
+    gap = tail + LINE_BREAK + prefix
+    # Each end before moved what follows it.
+    ends += np.arange(len(ends)) * (len(gap) - len(_END))
+    begins, stops = ends[:-1] + len(gap), ends[1:] + len(tail)
+    blank = _find_blanks(texts)
+    stops[blank] = begins[blank]
+    return Lines(frame, escaped.replace(_END, gap), begins, stops)
 
 
 def _texts_of(column: pa.Array) -> pa.Array:
@@ -65,24 +73,29 @@ def _scalar(text: bytes) -> pa.Scalar:
     return texts_to_arrow([text]).cast(_TEXT)[0]
 
 
-def _escape(content: bytes) -> bytes:
-    for byte in _USUAL:
-        content = content.replace(bytes((byte,)), _ESCAPED[byte])
-    if (np.frombuffer(content, np.uint8) < _FIRST_PRINTABLE).any():
-        for byte in _RARE:
+def _escape(content: bytearray) -> bytearray:
+    content = _replace(content, _USUAL)
+    for some in (_LESS_USUAL, _RARE):
+        # One look for all of them; there is mostly none.
+        if np.frombuffer(content, np.uint8).min(initial=_FIRST_PRINTABLE) < _FIRST_PRINTABLE:
+            content = _replace(content, some)
+    return content
+
+
+def _replace(content: bytearray, escaped: bytes) -> bytearray:
+    for byte in escaped:
+        if byte in content:
             content = content.replace(bytes((byte,)), _ESCAPED[byte])
     return content
 
 
-def _split(content: bytes) -> list[Rest]:
-    """Return what ends with _END, as views: a copy of each would cost more than all that was done to it."""
-    view = memoryview(content)
-    found: list[Rest] = []
-    start = 0
-    while (end := content.find(_END, start)) >= 0:
-        found.append(view[start:end])
-        start = end + 1
-    return found
+def _find_ends(content: bytearray) -> Offsets:
+    ends: list[int] = []
+    note, find = ends.append, content.find
+    end = -1
+    while (end := find(_END, end + 1)) >= 0:
+        note(end)
+    return np.array(ends, np.int64)
 
 
 def _find_blanks(columns: Sequence[pa.Array]) -> list[int]:

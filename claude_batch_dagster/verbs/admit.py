@@ -17,6 +17,7 @@ from claude_batch_dagster.core.records import CostRange, KeysRef, LogEntry, Owne
 from claude_batch_dagster.core.request import LineFrame, parse_custom_id, short_name
 from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max_tokens, line_params
 from claude_batch_dagster.storage.keys import KeySet, pack_keys, read_owned_keys
+from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.plans import admit_entry, read_entry, read_log
 from claude_batch_dagster.storage.source import PIECE_ROWS
 from claude_batch_dagster.storage.store import Store
@@ -99,7 +100,7 @@ def _restage(
                     params = [line_params(line) for _, line in compress(members, kept)]
                     caps = np.array([line_max_tokens(line) for _, line in compress(members, kept)], np.int64)
                     worst = estimators[name].add(np.array([counters[name](one) for one in params], np.int64), caps)
-                    stage.add(tasks[name].task_key, LineFrame(name, b""), keys[kept], params, worst, caps)
+                    stage.add(tasks[name].task_key, Lines.of(LineFrame(name, b""), params), keys[kept], worst, caps)
         staged = stage.finish()
     return staged.shards, staged.keys
 

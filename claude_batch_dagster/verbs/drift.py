@@ -53,7 +53,7 @@ class Drift:
         held = KeyedRows(keys=np.empty((0, 2), np.uint64), reasons=np.empty(0, np.int8))
         start = 0
         for piece in pieces:
-            count = len(piece.rests)
+            count = len(piece.lines)
             while len(held.keys) < count and (more := next(kept, None)) is not None:
                 held = KeyedRows(keys=np.concatenate([held.keys, more.keys]), reasons=np.concatenate([held.reasons, more.reasons]))
             same = (piece.rows.keys == held.keys[:count]).all(axis=1) & (piece.rows.reasons == held.reasons[:count])

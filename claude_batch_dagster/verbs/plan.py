@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import compress
 
 import numpy as np
 import uuid_utils
@@ -21,6 +20,7 @@ from claude_batch_dagster.core.shard import raise_params
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.heap import keep_freed_memory
 from claude_batch_dagster.storage.keys import Keys, Mask
+from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.output import carried_columns, check_output, is_whole_output, output_path, output_schema
 from claude_batch_dagster.storage.plans import LogSnapshot, read_log
 from claude_batch_dagster.storage.source import Source, SourceFile
@@ -339,8 +339,8 @@ class _Planner:
         """Render a file again whose keys were kept, for the rows of it that are asked."""
         start = 0
         for piece in drift.check(render_rows(self._source, part, plan.task)) if asked.any() else ():
-            plan.ask(piece, asked[start : start + len(piece.rests)], stage)
-            start += len(piece.rests)
+            plan.ask(piece, asked[start : start + len(piece.lines)], stage)
+            start += len(piece.lines)
 
     def _plan_preflights(self, plans: "dict[str, _TargetPlan]", files: dict[str | None, list[SourceFile]]) -> tuple[Preflight, ...]:
         columns = self._source.schema(next(iter(files.values()))[0]).names
@@ -400,29 +400,28 @@ class _TargetPlan:
         if not asked.any():
             return
         keys = piece.rows.keys[asked]
-        rests = piece.rests if asked.all() else list(compress(piece.rests, asked))
-        self.example = self.example or (piece.frame.head + rests[0]).decode()
+        lines = piece.lines.take(asked)
+        self.example = self.example or lines.params(0).decode()
         caps = self.known.answers.raised_caps(keys)
         if caps:
-            self._ask_raised(keys, {row: (piece.frame.head + rests[row], cap) for row, cap in caps.items()}, stage)
+            self._ask_raised(keys, {row: (lines.params(row), cap) for row, cap in caps.items()}, stage)
             plain = np.ones(len(keys), np.bool_)
             plain[list(caps)] = False
-            keys, rests = keys[plain], list(compress(rests, plain))
-            asked = asked.copy()
-            asked[np.flatnonzero(asked)[~plain]] = False
+            keys, lines = keys[plain], lines.take(plain)
         if isinstance(self.task.prompt, str):
-            params_bytes = piece.params_bytes[asked]
+            params_bytes = lines.params_bytes
         else:
-            params_bytes = np.array([params_counter(self.task)(piece.frame.head + rest) for rest in rests], np.int64)
+            count = params_counter(self.task)
+            params_bytes = np.array([count(lines.params(row)) for row in range(len(lines))], np.int64)
         worst = self.estimator.add(params_bytes)
-        stage.add(self.task.task_key, piece.frame, keys, rests, worst)
+        stage.add(self.task.task_key, lines, keys, worst)
 
     def _ask_raised(self, keys: Keys, raised: dict[int, tuple[bytes, int]], stage: CountingStage | PlanStage) -> None:
         """Stage requests whose answers were cut, with the `max_tokens` that their run granted them."""
         params = [raise_params(params, cap) for params, cap in raised.values()]
         caps = np.array([cap for _, cap in raised.values()], np.int64)
         worst = self.estimator.add(np.array([params_counter(self.task)(one) for one in params], np.int64), caps)
-        stage.add(self.task.task_key, LineFrame(self.task.name, b""), keys[list(raised)], params, worst, caps)
+        stage.add(self.task.task_key, Lines.of(LineFrame(self.task.name, b""), params), keys[list(raised)], worst, caps)
 
 
 def source_fingerprint(source: Source, files: Iterable[SourceFile]) -> str:

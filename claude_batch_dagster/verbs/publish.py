@@ -169,6 +169,7 @@ class _Publisher:
             writer = OutputWriter(
                 task=target.task,
                 schema=schema,
+                key_columns=self.job.source.key_columns,
                 own_batch_ids=self.own_batch_ids,
                 file=scratch / "part-0.parquet",
                 facts={

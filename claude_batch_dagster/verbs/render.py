@@ -1,19 +1,19 @@
 """Rendering a source file's rows for a task, and the keys that this gives them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from claude_batch_dagster.core.errors import SourceError, TaskError
-from claude_batch_dagster.core.request import LineFrame, Renderer, Rest
+from claude_batch_dagster.core.request import HASH_BYTES, KEY_BYTES, Renderer
 from claude_batch_dagster.core.shard import fits_alone
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.keys import ASKED, LARGE, SKIPPED, Keys, Reasons, RowKeys, iter_row_keys, row_keys_path
+from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.source import PIECE_ROWS, Source
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.texts import fill_slots
@@ -34,15 +34,11 @@ class RenderedPiece:
     """A few thousand rows of a file, in order, as requests.
 
     Attributes:
-        frame: What the requests share.
-        rests: What follows the head of each row's params, empty for a row that asks nothing.
-        params_bytes: The length of each row's params.
+        lines: A row each.
         rows: Their keys, none where nothing is asked.
     """
 
-    frame: LineFrame
-    rests: Sequence[Rest]
-    params_bytes: npt.NDArray[np.int64]
+    lines: Lines
     rows: KeyedRows
 
 
@@ -55,10 +51,13 @@ def render_rows(source: Source, part: FileRows, task: ClaudeTask, *, rows: int =
     for piece in first_rows(source.pieces(part.file, columns, rows), part.rows):
         try:
             if isinstance(task.prompt, str):
-                rendered = renderer.key(fill_slots([piece.column(i) for i in at], renderer.between, renderer.tail))
+                lines = fill_slots([piece.column(i) for i in at], renderer.between, renderer.tail, renderer.frame)
+                keys = _hash_lines(renderer, lines)
             else:
                 values = [column.to_pylist() for column in piece.columns]
                 rendered = renderer.render_columns([values[i] for i in at])
+                lines = Lines.of(renderer.frame, rendered.rests)
+                keys = np.frombuffer(rendered.keys, np.uint64).reshape(-1, 2)
         except UNREADABLE as error:
             found = find_unreadable(dict(zip(columns, piece.columns, strict=True)))
             if found is None:
@@ -71,17 +70,19 @@ def render_rows(source: Source, part: FileRows, task: ClaudeTask, *, rows: int =
                 f"{source.name(part.file)}, row {start + at_row + 1:,}: {error}" if isinstance(at_row, int) else str(error)
             ) from error
         start += piece.num_rows
-        frame = LineFrame(task.name, rendered.head)
-        lengths = np.fromiter(map(len, rendered.rests), np.int64, len(rendered.rests))
-        keys = np.frombuffer(rendered.keys, np.uint64).reshape(-1, 2)
-        reasons = np.where(lengths == 0, np.int8(SKIPPED), np.int8(ASKED))
-        if not fits_alone(frame.fixed_bytes + int(lengths.max(initial=0))):
-            large = np.array([not fits_alone(frame.fixed_bytes + int(length)) for length in lengths])
+        reasons = np.where(lines.rests_bytes == 0, np.int8(SKIPPED), np.int8(ASKED))
+        if not fits_alone(int(lines.lines_bytes.max(initial=0))):
+            large = np.array([not fits_alone(size) for size in lines.lines_bytes.tolist()])
             reasons[large] = LARGE
             keys = np.where(large[:, None], np.uint64(0), keys)
-        yield RenderedPiece(
-            frame=frame, rests=rendered.rests, params_bytes=lengths + len(rendered.head), rows=KeyedRows(keys=keys, reasons=reasons)
-        )
+        yield RenderedPiece(lines=lines, rows=KeyedRows(keys=keys, reasons=reasons))
+
+
+def _hash_lines(renderer: Renderer, lines: Lines) -> Keys:
+    rests = map(memoryview(lines.content).__getitem__, map(slice, lines.starts.tolist(), lines.stops.tolist()))
+    hashes = np.frombuffer(b"".join(renderer.hash(rests)), np.uint8).reshape(-1, HASH_BYTES)
+    keys = np.ascontiguousarray(hashes[:, :KEY_BYTES]).view(np.uint64)
+    return np.where(lines.rests_bytes[:, None] == 0, np.uint64(0), keys)
 
 
 def iter_kept_keys(store: Store, source: Source, part: FileRows, task: ClaudeTask) -> Iterator[KeyedRows] | None:

@@ -1,15 +1,14 @@
 """Where a plan's requests go: into staged shards, or, for a preview, nowhere."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from claude_batch_dagster.core.records import KeysRef, ShardRef
-from claude_batch_dagster.core.request import LineFrame, Rest
 from claude_batch_dagster.core.shard import ShardPacker
-from claude_batch_dagster.storage.keys import Keys, Numbers, OwnedKeys, key_digits, owned_keys_path
+from claude_batch_dagster.storage.keys import Keys, Numbers, OwnedKeys, owned_keys_path
+from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.staging import Nanos, ShardStager
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.verbs.job import Job
@@ -30,18 +29,9 @@ class CountingStage:
     def __init__(self, job: Job) -> None:
         self._packer = ShardPacker(max_requests=job.max_requests_per_batch)
 
-    def add(
-        self,
-        task_key: str,
-        frame: LineFrame,
-        keys: Keys,
-        rests: Sequence[Rest],
-        worst_nano_usd: Nanos | None,
-        max_tokens: Numbers | None = None,
-    ) -> None:
+    def add(self, task_key: str, lines: Lines, keys: Keys, worst_nano_usd: Nanos | None, max_tokens: Numbers | None = None) -> None:
         """Place requests."""
-        fixed = frame.fixed_bytes
-        self._packer.place_all([fixed + len(rest) for rest in rests])
+        self._packer.place_all(lines.lines_bytes.tolist())
 
     def close(self) -> None:
         """Let go of nothing."""
@@ -60,17 +50,9 @@ class PlanStage:
         self._stager = ShardStager(store, run_id=run_id, round_number=1, scratch=scratch, max_requests=job.max_requests_per_batch)
         self._owned = OwnedKeys(scratch / "owned_keys.parquet")
 
-    def add(
-        self,
-        task_key: str,
-        frame: LineFrame,
-        keys: Keys,
-        rests: Sequence[Rest],
-        worst_nano_usd: Nanos | None,
-        max_tokens: Numbers | None = None,
-    ) -> None:
+    def add(self, task_key: str, lines: Lines, keys: Keys, worst_nano_usd: Nanos | None, max_tokens: Numbers | None = None) -> None:
         """Stage requests of one task, and note whose they are, where they were placed, and their `max_tokens` where it is not the task's."""
-        runs = self._stager.extend(frame, key_digits(keys), rests, worst_nano_usd)
+        runs = self._stager.extend(lines, keys, worst_nano_usd)
         shards = np.repeat(np.array([run.shard for run in runs], np.int32), [run.count for run in runs])
         positions = [np.arange(run.position, run.position + run.count, dtype=np.int32) for run in runs]
         self._owned.append(task_key, keys, shards, np.concatenate([np.empty(0, np.int32), *positions]), max_tokens)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from claude_batch_dagster.core.errors import TaskError
 from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.request import (
+    LINE_BREAK,
     LineFrame,
     Renderer,
     Request,
@@ -309,8 +310,9 @@ def test_requests_of_a_task_stand_in_a_body_as_each_is_encoded_alone(name: str, 
     rests = [rest for rest in rendered.rests if rest]
     lines = [encode_line(name, request, tag) for request in requests]
     assert [frame.fixed_bytes + len(rest) for rest in rests] == [len(line) for line in lines]
-    if lines:
-        assert frame.join(tag, [request.key.hex().encode() for request in requests], rests) == b",\n".join(lines)
+    for request, rest, line in zip(requests, rests, lines, strict=True):
+        begin, end = frame.prefix[: frame.id_at], frame.prefix[frame.id_at + frame.ID_BYTES :]
+        assert line + b",\n" == begin + f"{request.key.hex()}-{tag}".encode() + end + rest + LINE_BREAK
     assert rendered.keys == b"".join(
         request.key if request else bytes(16) for request in Renderer(SUMMARIZE, ["text"]).render((text,) for text in texts)
     )

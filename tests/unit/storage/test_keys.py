@@ -19,7 +19,6 @@ from claude_batch_dagster.storage.keys import (
     RowKeys,
     has_key,
     iter_row_keys,
-    key_digits,
     keys_from_arrow,
     keys_to_arrow,
     owned_keys_path,
@@ -29,6 +28,7 @@ from claude_batch_dagster.storage.keys import (
     row_keys_path,
 )
 from claude_batch_dagster.storage.store import Store
+from tests.lines import key_digits
 
 # A key is a hash: it is never all zeros, which stand for "no key". Its first half may be, and may be another's.
 HALVES = st.sampled_from([bytes(8), b"\x01" + bytes(7), b"\xff" * 8]) | st.binary(min_size=8, max_size=8)

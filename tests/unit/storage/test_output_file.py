@@ -70,7 +70,8 @@ def publish(
     carried = pa.table({"id": list(range(len(rows)))})
     schema = output_schema(task, ["id"], carried.schema)
     answers = Answers(store, "simulator", task.task_key)
-    writer = OutputWriter(task=task, schema=schema, own_batch_ids=own, file=tmp_path / "file.parquet", facts={"run": "r1"})
+    file = tmp_path / "file.parquet"
+    writer = OutputWriter(task=task, schema=schema, key_columns=["id"], own_batch_ids=own, file=file, facts={"run": "r1"})
     for start in range(0, len(rows), piece):
         part = rows[start : start + piece]
         keys = pack_keys([key(row) if isinstance(row, int) else None for row in part])
@@ -96,6 +97,25 @@ def publish(
 def test_large_numbers_keep_what_their_column_holds(tmp_path: Path, value: object, row: dict[str, object]) -> None:
     table, _ = publish(tmp_path, NUMBERS, [answer(1, value)], [1])
     assert table.select(["count", "score", "many"]).to_pylist() == [row]
+
+
+@pytest.mark.parametrize("keys", [["a.b"], ["a.b", "day"]])
+def test_only_what_differs_in_every_row_is_written_without_a_dictionary(tmp_path: Path, keys: list[str]) -> None:
+    carried = pa.schema([("a.b", pa.string()), ("day", pa.string())])
+    schema = output_schema(NUMBERS, ["a.b", "day"], carried)
+    file = tmp_path / "file.parquet"
+    writer = OutputWriter(task=NUMBERS, schema=schema, key_columns=keys, own_batch_ids=frozenset(), file=file, facts={})
+    rows = np.array([[1, 2], [3, 4]], np.uint64)
+    [gathered] = gather(Answers(Store(str(tmp_path / "root")), "simulator", NUMBERS.task_key), rows, tmp_path)
+    columns = [pa.chunked_array([["x", "y"]])] * 2
+    writer.append(columns, rows, np.full(2, ASKED, np.int8), gathered)
+    writer.finish(Store(str(tmp_path / "out")), "part-0.parquet")
+    group = pq.read_metadata(tmp_path / "out" / "part-0.parquet").row_group(0)
+    written = [group.column(at) for at in range(group.num_columns)]
+    plain = {"request_key"} | ({"a.b"} if len(keys) == 1 else set())
+    assert {column.path_in_schema for column in written if not column.has_dictionary_page} == plain
+    assert "many.list.element" in {column.path_in_schema for column in written}
+    assert {column.compression for column in written} == {"ZSTD"}
 
 
 @pytest.mark.parametrize("value", [{"count": 2**63}, {"count": -(10**30), "score": 1.5}, {"many": [1, 2**64]}, {"score": 10**400}])

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_batch_dagster.core.request import Renderer
+from claude_batch_dagster.core.request import LineFrame, Renderer
 from claude_batch_dagster.core.task import ClaudeTask
+from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.texts import fill_slots
 
 COLUMNS = ("a", "b", "n")
+FRAME = LineFrame("t", b"{")
 PROMPTS = ("{a}", "é\x01{a}", '{a}"\n{b}\\', "{a}{b}{a}{n}", "{n} {{}}")
 TEXTS = (
     st.none()
@@ -43,14 +45,16 @@ def test_slots_filled_by_column_give_what_values_give(
     renderer = Renderer(ClaudeTask(name="t", model="claude-haiku-5-5", prompt=prompt, max_tokens=5), COLUMNS)
     first, second, third = ([row[at] for row in rows] for at in range(3))
     columns = {"a": slice_of(first, kinds[0], beneath), "b": slice_of(second, kinds[1], beneath), "n": pa.array(third, pa.float64())}
-    filled = renderer.key(fill_slots([columns[name] for name in renderer.columns], renderer.between, renderer.tail))
-    assert filled == renderer.render_columns([columns[name].to_pylist() for name in renderer.columns])
+    filled = fill_slots([columns[name] for name in renderer.columns], renderer.between, renderer.tail, renderer.frame)
+    expected = Lines.of(renderer.frame, renderer.render_columns([columns[name].to_pylist() for name in renderer.columns]).rests)
+    assert (filled.rests_bytes.tolist(), filled.frame) == (expected.rests_bytes.tolist(), expected.frame)
+    assert [filled.params(row) for row in range(len(rows))] == [expected.params(row) for row in range(len(rows))]
 
 
 def test_every_white_space_is_looked_at_before_a_row_is_asked_about() -> None:
     spaces = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000 and chr(code).isspace()]
-    assert fill_slots([pa.array(spaces)], (), b"") == [b""] * len(spaces)
-    assert all(fill_slots([pa.array([f"{space}x" for space in spaces])], (), b""))
+    assert not fill_slots([pa.array(spaces)], (), b"", FRAME).rests_bytes.any()
+    assert fill_slots([pa.array([f"{space}x" for space in spaces])], (), b"", FRAME).rests_bytes.all()
 
 
 @pytest.mark.parametrize("cut", [b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"a\xc3"])
@@ -58,11 +62,11 @@ def test_text_that_is_not_utf_8_is_never_filled_in(cut: bytes) -> None:
     offsets = np.array([0, len(cut)], np.int32)
     column = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(cut)])
     with pytest.raises(UnicodeDecodeError):
-        fill_slots([column], (), b"")
+        fill_slots([column], (), b"", FRAME)
 
 
 def test_a_character_that_two_rows_share_is_not_utf_8_in_either() -> None:
     offsets = np.array([0, 1, 2], np.int32)
     column = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer("é".encode())])
     with pytest.raises(UnicodeDecodeError):
-        fill_slots([column], (), b"")
+        fill_slots([column], (), b"", FRAME)

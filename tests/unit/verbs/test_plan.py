@@ -17,10 +17,11 @@ from claude_batch_dagster.core.presets import Moderate, Summarize
 from claude_batch_dagster.core.request import submission_tag
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.answers import Answers
-from claude_batch_dagster.storage.keys import key_digits, read_owned_keys
+from claude_batch_dagster.storage.keys import read_owned_keys
 from claude_batch_dagster.storage.plans import read_log
 from claude_batch_dagster.verbs.plan import plan_job
 from claude_batch_dagster.verbs.tally import Tally
+from tests.lines import key_digits
 
 HAIKU = "claude-haiku-5-5"
 SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)

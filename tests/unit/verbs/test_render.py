@@ -15,11 +15,12 @@ from claude_batch_dagster.core.presets import Summarize
 from claude_batch_dagster.core.request import Renderer
 from claude_batch_dagster.core.task import ClaudeTask
 from claude_batch_dagster.storage.dataset import ParquetDataset
-from claude_batch_dagster.storage.keys import ASKED, SKIPPED, key_digits, pack_keys, row_keys_path
+from claude_batch_dagster.storage.keys import ASKED, SKIPPED, pack_keys, row_keys_path
 from claude_batch_dagster.storage.source import PIECE_ROWS, Source
 from claude_batch_dagster.storage.store import Store
-from claude_batch_dagster.verbs.render import read_or_render_keys, render_rows
+from claude_batch_dagster.verbs.render import RenderedPiece, read_or_render_keys, render_rows
 from claude_batch_dagster.verbs.select import FileRows
+from tests.lines import key_digits
 
 HAIKU = "claude-haiku-5-5"
 SUMMARIES = Summarize(name="summaries", column="text", model=HAIKU)
@@ -41,10 +42,14 @@ def whole(source: Source) -> FileRows:
     return FileRows(file=source.files[0], rows=source.row_count(source.files[0]), whole=True)
 
 
+def params_of(piece: RenderedPiece) -> list[bytes | None]:
+    return [piece.lines.params(row) if size else None for row, size in enumerate(piece.lines.rests_bytes)]
+
+
 def contents(source: Source, task: ClaudeTask) -> list[str | None]:
     found: list[str | None] = []
     for piece in render_rows(source, whole(source), task):
-        found += [json.loads(piece.frame.head + rest)["messages"][0]["content"] if rest else None for rest in piece.rests]
+        found += [json.loads(params)["messages"][0]["content"] if params else None for params in params_of(piece)]
     return found
 
 
@@ -52,13 +57,11 @@ def test_rows_are_rendered_in_order_over_pieces(lake: Lake) -> None:
     count = 2 * PIECE_ROWS + 3
     source = opened(lake.texts(*(f"text {i}" if i % 5 else None for i in range(count))))
     pieces = list(render_rows(source, whole(source), SUMMARIES))
-    assert [len(piece.rests) for piece in pieces] == [PIECE_ROWS, PIECE_ROWS, 3]
+    assert [len(piece.lines) for piece in pieces] == [PIECE_ROWS, PIECE_ROWS, 3]
     assert [reason for piece in pieces for reason in piece.rows.reasons] == [ASKED if i % 5 else SKIPPED for i in range(count)]
     expected = list(Renderer(SUMMARIES, ["text"]).render((f"text {i}" if i % 5 else None,) for i in range(count)))
-    assert [piece.frame.head + rest for piece in pieces for rest in piece.rests if rest] == [
-        request.params for request in expected if request
-    ]
-    assert [length for piece in pieces for length in piece.params_bytes[piece.rows.reasons == ASKED]] == [
+    assert [params for piece in pieces for params in params_of(piece)] == [request and request.params for request in expected]
+    assert [length for piece in pieces for length in piece.lines.params_bytes[piece.rows.reasons == ASKED]] == [
         len(one.params) for one in expected if one
     ]
     keys = np.concatenate([piece.rows.keys for piece in pieces])
