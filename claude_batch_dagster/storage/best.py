@@ -11,8 +11,8 @@ import pyarrow as pa
 from claude_batch_dagster.core.errors import RootError
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.storage.arrays import to_numpy
-from claude_batch_dagster.storage.entries import Entries, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
-from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, write_columns
+from claude_batch_dagster.storage.entries import Column, Entries, Merge, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
+from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, release_columns, write_columns
 from claude_batch_dagster.storage.keys import KeySet, Mask
 from claude_batch_dagster.storage.reader import Located, ResponseReader
 from claude_batch_dagster.storage.responses import CODES, OUTCOME_BITS, Ranks, Stretch, read_ranks
@@ -105,12 +105,15 @@ class _Loading:
 
     def _compare(self, parts: list[Ranked], base: Entries) -> Best:
         fresh = keep_best(_concatenate(parts)) if parts else no_entries()
+        # They are whole in memory once, and once more while they are joined.
+        parts.clear()
         at, known = base.find_sorted(fresh.high, fresh.low)
         counts = ~known
         if known.any():
             counts[known] = self._is_better(fresh.take(known), base, at[known])
         if not counts.all():
             fresh, at, known = fresh.take(counts), at[counts], known[counts]
+        release_columns(base)
         return Best(base=base, fresh=fresh, fresh_at=np.where(known, at, -1), sums=self._sums)
 
     def _fold(self, best: Best) -> Entries:
@@ -119,8 +122,12 @@ class _Loading:
         files = len(self._stored.files)
         with self._stored.store.scratch() as scratch:
             file = scratch / "found.keys"
-            write_columns(file, files, lambda name, dtype: merge.column(getattr(best.base, name), getattr(best.fresh, name), dtype))
+            write_columns(file, files, lambda name, dtype: self._merge_column(merge, best, name, dtype))
             return map_columns(file, len(merge.kept), files) if len(merge.kept) else no_entries()
+
+    def _merge_column(self, merge: Merge, best: Best, name: str, dtype: npt.DTypeLike) -> Column:
+        release_columns(best.base)
+        return merge.column(getattr(best.base, name), getattr(best.fresh, name), dtype)
 
     def _is_better(self, fresh: Ranked, base: Entries, at: Places) -> Mask:
         """Tell which responses count instead of those of the same keys in the index."""

@@ -69,12 +69,11 @@ def gather(answers: Answers, keys: Keys, scratch: Path) -> Iterator[Gathered]:
     Raises:
         RootError: Terminal. A response file is gone, or is not what the index says.
     """
-    found = _find(answers, keys)
     size = bucket_rows(answers)
-    plan = _Plan.of(found, size)
+    found, plan = _plan(answers, keys, size)
     files = _scatter(answers, keys, plan, scratch) if plan.is_scattered() else None
     for bucket, start in enumerate(range(0, len(keys), size)):
-        places = found.places[start : start + size]
+        places = found[start : start + size]
         if (places < 0).all():
             responses = _absent(len(places))
         elif files is None:
@@ -147,10 +146,17 @@ class _Plan:
         group_rows = min(ROW_GROUP_ROWS, bucket_rows)
         rows = np.flatnonzero(found.places >= 0).astype(np.int32)
         row_in_file = found.row[rows]
-        stretches = found.file[rows].astype(np.int64) << GROUP_BITS | row_in_file // group_rows
-        stretches = (stretches << BUCKET_BITS | rows // bucket_rows) << ROW_BITS | row_in_file % group_rows
+        # In place: of two million rows each array more is 16 MB.
+        stretches = found.file[rows].astype(np.int64)
+        stretches <<= GROUP_BITS
+        stretches |= row_in_file // group_rows
+        stretches <<= BUCKET_BITS
+        stretches |= rows // bucket_rows
+        stretches <<= ROW_BITS
+        stretches |= row_in_file % group_rows
         order = np.argsort(stretches)
-        stretches = stretches[order] >> ROW_BITS
+        stretches = stretches[order]
+        stretches >>= ROW_BITS
         starts = np.flatnonzero(np.diff(stretches, prepend=-1))
         first = stretches[starts]
         return cls(
@@ -172,6 +178,12 @@ class _Plan:
     def is_scattered(self) -> bool:
         """Tell whether reading bucket by bucket would read so many row groups again that to scatter their rows is cheaper."""
         return len(self.groups) - len(np.unique(self.groups)) > SCATTER_READS * len(np.unique(self.buckets))
+
+
+def _plan(answers: Answers, keys: Keys, bucket_rows: int) -> tuple[Places, _Plan]:
+    """Return the places of the keys' answers, and how they are read: of where they are no more is kept."""
+    found = _find(answers, keys)
+    return found.places, _Plan.of(found, bucket_rows)
 
 
 def _scatter(answers: Answers, keys: Keys, plan: _Plan, scratch: Path) -> dict[int, Path]:

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -142,11 +143,14 @@ def write_responses(
 
 
 def write_response_file(file: Path, batches: Iterable[pa.RecordBatch], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a local file of responses, in the same row groups however long the batches are."""
+    """Write a local file of responses, in the same row groups however long the batches are; a group beside the making of the next one."""
     schema = SCHEMA.with_metadata(metadata) if metadata else SCHEMA
-    with pq.ParquetWriter(file, schema, **_WRITING) as writer:
+    with pq.ParquetWriter(file, schema, **_WRITING) as writer, ThreadPoolExecutor(1, "write") as compressor:
+        compressing: Future[None] = compressor.submit(lambda: None)
         for group in _regroup(batches):
-            writer.write_table(group.cast(schema), row_group_size=ROW_GROUP_ROWS)
+            compressing.result()
+            compressing = compressor.submit(writer.write_table, group.cast(schema), row_group_size=ROW_GROUP_ROWS)
+        compressing.result()
 
 
 def write_compacted_file(file: Path, batches: Iterable[pa.RecordBatch], origin: Origin) -> None:

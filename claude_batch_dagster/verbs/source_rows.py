@@ -48,10 +48,12 @@ class SourceRows:
             count += len(keyed.keys)
             while count >= rows:
                 whole = _concat(held)
-                yield KeyedRows(keys=whole.keys[:rows], reasons=whole.reasons[:rows])
+                # The pieces are let go first: whoever takes the rows keeps them for long.
                 held, count = [KeyedRows(keys=whole.keys[rows:], reasons=whole.reasons[rows:])], count - rows
+                yield KeyedRows(keys=whole.keys[:rows], reasons=whole.reasons[:rows])
         if count:
-            yield _concat(held)
+            held = [_concat(held)]
+            yield held[0]
 
     def iter_columns(self, fields: Sequence[pa.Field], rows: int) -> Iterator[list[pa.ChunkedArray]]:
         """Yield columns of the source in these fields' types, so many rows at a time; fewer at the end only."""
