@@ -38,7 +38,7 @@ from claude_batch_dagster.core.contract import (
 from claude_batch_dagster.core.errand_contract import AdoptInput, DoctorInput, DoctorReport
 from claude_batch_dagster.core.errors import ClaudeBatchError, RefusedError, VendorUnavailableError
 from claude_batch_dagster.core.submission import Mode
-from temporal_worker.policies import BATCH_IN_PROGRESS, WORKER_BUSY, is_final, not_yet, to_failure
+from temporal_worker.policies import BATCH_IN_PROGRESS, CALLED_OFF, WORKER_BUSY, is_final, not_yet, to_failure
 from temporal_worker.vendor import Batch
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 BEAT_S = 3.0
 TURN_WAIT_S = 60.0
 BUSY_RETRY_S = 5.0
+CALLED_OFF_RETRY_S = 1.0
 LONGEST_POLL_S = 300.0
 CANCELING_POLL_S = 5.0
 POLL_SHARE_OF_AGE = 0.1
@@ -68,6 +69,7 @@ class BatchActivities:
 
     Args:
         poll_s: The shortest pause between two looks at a batch.
+        is_called_off: Tells whether Temporal was asked to cancel the workflow of the activity that runs.
         forgotten_after_s: For so long a batch that the right workspace does not find counts as not found yet.
         submits_at_once: How many bodies are uploaded at a time.
         collects_at_once: How many batches are collected at a time: memory does not grow with those that wait.
@@ -83,6 +85,7 @@ class BatchActivities:
         batches: "Batches",
         examiner: "Examiner",
         poll_s: float,
+        is_called_off: Callable[[], bool],
         forgotten_after_s: float = FORGOTTEN_AFTER_S,
         submits_at_once: int = 2,
         collects_at_once: int = 2,
@@ -94,6 +97,7 @@ class BatchActivities:
         self._batches = batches
         self._examiner = examiner
         self._poll_s = poll_s
+        self._is_called_off = is_called_off
         self._forgotten_after_s = forgotten_after_s
         self._submits = threading.BoundedSemaphore(submits_at_once)
         self._collects = threading.BoundedSemaphore(collects_at_once)
@@ -208,8 +212,15 @@ class BatchActivities:
             return self._examiner.examine(ask)
 
     def _submit(self, shard: ShardInput, report: Callable[[str], None]) -> Submitted:
+        def report_sending(text: str) -> None:
+            report(text)
+            if self._is_called_off():
+                # Of a cancel that came while no worker was there, the workflow learns beside this attempt, which must not buy meanwhile.
+                text = f"Shard {shard.shard} is not sent: its run is being canceled"
+                raise not_yet(CALLED_OFF, text, CALLED_OFF_RETRY_S) from None
+
         with _turn(self._submits, f"Shard {shard.shard} waits for other uploads"):
-            return self._submitter.submit(shard, report)
+            return self._submitter.submit(shard, report_sending)
 
     def _submit_first(self, run: OpenInput, round_number: int, report: Callable[[str], None]) -> Submitted:
         """Submit a round's first shard; what fails for good is told, for the run was opened all the same."""

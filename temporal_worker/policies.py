@@ -30,6 +30,7 @@ MENDED_BY_PEOPLE = (CredentialsError.__name__, RootError.__name__, SpendLimitErr
 """Errors that a run waits out once it has begun, with a question."""
 BATCH_IN_PROGRESS = "BatchInProgress"
 WORKER_BUSY = "WorkerBusy"
+CALLED_OFF = "CalledOff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

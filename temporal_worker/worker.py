@@ -9,11 +9,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
@@ -57,6 +58,7 @@ SECONDS = (
 ACTIVITIES_AT_ONCE = 32
 GRACE = timedelta(seconds=30)
 BEAT_THROTTLE = timedelta(seconds=3)
+ASK_TIMEOUT = timedelta(seconds=5)
 STICKY_QUEUE = timedelta(seconds=5)
 ANY_KEY = "simulated"
 
@@ -149,6 +151,27 @@ async def run_worker(settings: Settings) -> None:
     batches.close()
 
 
+def _watch_cancels(client: Client) -> Callable[[], bool]:
+    """Return what tells, in an activity's thread, whether somebody asked to cancel its workflow; no, where Temporal cannot be asked."""
+    loop = asyncio.get_running_loop()
+
+    async def ask(workflow_id: str, run_id: str | None) -> bool:
+        found = await client.get_workflow_handle(workflow_id, run_id=run_id).describe(rpc_timeout=ASK_TIMEOUT)
+        return bool(found.raw_description.workflow_extended_info.cancel_requested)
+
+    def is_called_off() -> bool:
+        info = activity.info()
+        if info.workflow_id is None:
+            return False
+        try:
+            return asyncio.run_coroutine_threadsafe(ask(info.workflow_id, info.workflow_run_id), loop).result()
+        except RPCError as error:
+            log.warning("Temporal does not say whether %s was canceled: %s", info.workflow_id, error)
+            return False
+
+    return is_called_off
+
+
 def build_worker(client: Client, settings: Settings, batches: Batches, threads: ThreadPoolExecutor, price: PriceUsage) -> Worker:
     """Return a worker with its parts; it does not run yet."""
     preflights = Preflights(batches=batches, price_usage=price, clock=_now)
@@ -162,6 +185,7 @@ def build_worker(client: Client, settings: Settings, batches: Batches, threads: 
         batches=batches,
         examiner=Examiner(open_store=Store, batches=Batches(settings.api_key, settings.base_url, timeout=DOCTOR_TIMEOUT), clock=_now),
         poll_s=settings.poll_s,
+        is_called_off=_watch_cancels(client),
     )
     recovery = RecoveryActivities(
         harvester=Harvester(open_store=Store, batches=batches, price_usage=price, clock=_now, poll_s=settings.poll_s),

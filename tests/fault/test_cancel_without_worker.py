@@ -10,9 +10,9 @@ from claude_batch_dagster.verbs.execute import cancel_run
 from tests.stack import Bench, Driver, RunningSimulator, texts, until
 
 
-@pytest.mark.parametrize("had_a_worker", [True, False])
+@pytest.mark.parametrize("killed_after_s", [None, 0.0, 0.5], ids=["no worker", "in an attempt", "between attempts"])
 def test_cancel_is_delivered_though_the_client_gave_up_waiting(
-    had_a_worker: bool, bench: Bench, start_simulator: Callable[..., RunningSimulator]
+    killed_after_s: float | None, bench: Bench, start_simulator: Callable[..., RunningSimulator]
 ) -> None:
     simulator = start_simulator("429=1000")
     entry = bench.stage(texts(2))
@@ -20,13 +20,14 @@ def test_cancel_is_delivered_though_the_client_gave_up_waiting(
 
     async def work(driver: Driver) -> None:
         handle = await driver.start(entry)
-        if had_a_worker:
+        if killed_after_s is not None:
             worker = bench.start_worker(simulator)
 
             async def tried() -> bool | None:
                 return simulator.books()["calls"].get("create", 0) > 0 or None
 
             await until(tried)
+            await asyncio.sleep(killed_after_s)
             worker.kill()
         assert await cancel_run(connection, bench.store, entry, timeout_s=3) is None
         simulator.clear()

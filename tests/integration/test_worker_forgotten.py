@@ -75,6 +75,7 @@ def activities(simulator: RunningSimulator) -> Iterator[BatchActivities]:
         batches=batches,
         examiner=cast(Any, None),
         poll_s=0.2,
+        is_called_off=lambda: False,
     )
     batches.close()
 

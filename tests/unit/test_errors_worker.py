@@ -280,6 +280,7 @@ def see_through(store: Store, entry: LogEntry, failure: Exception) -> Applicatio
         batches=vendor(get=get),
         examiner=cast(Any, None),
         poll_s=1.0,
+        is_called_off=lambda: False,
     )
     with pytest.raises(ApplicationError) as raised:
         ActivityEnvironment().run(activities.see_through, batch_input(store, entry))
