@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.fault.judge import ROWS, CommandLine, answered_twice, rows_by_status, sent
+from tests.fault.judge import CommandLine, answered_twice, rows_by_status, sent
 from tests.stack import Bench, RunningSimulator
 
 StartSimulator = Callable[..., RunningSimulator]
+MANY = 400
+"""So that of five requests of each kind, which are drawn, one at least is of no other kind."""
 ASKED_AGAIN = ("expire", "errored-api", "errored-overloaded", "errored-timeout", "truncated", "invalid")
 
 
@@ -37,10 +39,10 @@ def reason_of(result: dict[str, Any]) -> str:
 
 def test_each_request_is_treated_by_its_own_reason(bench: Bench, start_simulator: StartSimulator, tmp_path: Path) -> None:
     """What the table asks again makes one further batch, all reasons together; refusals stand; the log tells how many of which."""
-    simulator = start_simulator("refusal=3", *(f"{fault}=3" for fault in ASKED_AGAIN))
+    simulator = start_simulator("refusal=5", *(f"{fault}=5" for fault in ASKED_AGAIN))
     worker = bench.start_worker(simulator)
     command = CommandLine(bench=bench, simulator=simulator, folder=tmp_path / "work")
-    command.write_source()
+    command.write_source(MANY)
 
     finished = command.run("--no-preflight")
 
@@ -52,11 +54,11 @@ def test_each_request_is_treated_by_its_own_reason(bench: Bench, start_simulator
     }  # fmt: skip
     assert set(second) == {key for key, reason in reasons.items() if reason not in ("answered", "refused")}
     refused = sum(reason == "refused" for reason in reasons.values())
-    assert rows_by_status(finished) == {"total": ROWS, "succeeded": ROWS - refused, "refused": refused}
-    assert [row["id"] for row in command.rows()] == list(range(ROWS))
+    assert rows_by_status(finished) == {"total": MANY, "succeeded": MANY - refused, "refused": refused}
+    assert [row["id"] for row in command.rows()] == list(range(MANY))
     told = next(line for line in worker.lines if "round 2: " in line and "asked again" in line)
     for reason in set(reasons.values()) - {"answered", "refused"}:
         assert f"{sum(found == reason for found in reasons.values())} {reason}" in told
     # What was paid twice is what max_tokens cut and what broke its schema, and nothing else.
     assert set(answered_twice(simulator)) == {key for key, reason in reasons.items() if reason in ("truncated", "invalid")}
-    assert sent(simulator) == [ROWS, len(second)]
+    assert sent(simulator) == [MANY, len(second)]
