@@ -20,7 +20,7 @@ from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.request import read_key_digits
 from claude_batch_dagster.core.response import UNPRICED, Decoder, PriceUsage, Response, ResultLine, read_result_lines
 from claude_batch_dagster.core.result import Message, ReadLine
-from claude_batch_dagster.storage.arrays import content_to_arrow, large_to_string, texts_to_arrow, to_arrow
+from claude_batch_dagster.storage.arrays import content_to_arrow, distinct, large_to_string, texts_to_arrow, to_arrow
 from claude_batch_dagster.storage.responses import ROW_GROUP_ROWS, SCHEMA
 from temporal_worker.asked import ABSENT, Numbers, Requests, Rows
 
@@ -30,21 +30,15 @@ KEPT = pa.schema([SCHEMA.field(name) for name in (*SCHEMA.names[1:10], "cost_nan
 """What is kept of a result; the rest is known of its request, or of its batch."""
 _WORDS = ("outcome", "stop_reason", "model")
 _NUMBERS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_nano_usd")
-_SAID = (*_WORDS, *_NUMBERS, "priced")
-_ROW = np.dtype(
-    [
-        ("place", np.int32),
-        ("line", np.int64),
-        ("start", np.int64),
-        ("size", np.int64),
-        ("is_plain", np.bool_),
-        ("priced", np.bool_),
-        *((name, np.int32) for name in _WORDS),
-        *((name, np.int64) for name in (*_NUMBERS, "cache_write_1h_tokens")),
-    ]
-)
-"""A result; its answer, or its error, stands elsewhere, `size` bytes from `start`. A plain one is priced with all the others."""
-Table = npt.NDArray[np.void]
+_SAID = (*_WORDS, *_NUMBERS[:4])
+_TAKEN = ("size", "is_plain", "priced", *_WORDS, *_NUMBERS, "cache_write_1h_tokens")
+_KINDS: dict[str, type[np.generic]] = {
+    **dict.fromkeys(("place", *_WORDS), np.int32),
+    **dict.fromkeys(("line", "start", "size", *_NUMBERS, "cache_write_1h_tokens"), np.int64),
+    **dict.fromkeys(("is_plain", "priced"), np.bool_),
+}
+Table: TypeAlias = dict[str, npt.NDArray[Any]]
+"""Results by column. The answer of one, or its error, stands elsewhere, `size` bytes from `start`. A plain one is priced when it is given back."""
 Content: TypeAlias = bytes | memoryview | mmap.mmap
 
 
@@ -157,23 +151,25 @@ class Arrived:
     """A batch's results, decoded.
 
     Attributes:
+        price_usages: What answers cost that came whole.
         rows: Where each request's result stands in the table, ABSENT for none.
         table: A result a row; the last one stands for those that did not come.
         foreign: Lines that are no request's, or not its first.
         duplicate: Lines that say again what the request's first line says.
     """
 
+    price_usages: PriceUsages
     rows: Rows
-    table: Table = field(default_factory=lambda: np.zeros(1, _ROW))
+    table: Table = field(default_factory=lambda: _zeros(1))
     words: _Words = field(default_factory=_Words)
     texts: _Texts = field(default_factory=_Texts)
     foreign: int = 0
     duplicate: int = 0
 
     @classmethod
-    def nothing(cls, requests: int) -> "Arrived":
+    def nothing(cls, requests: int, price_usages: PriceUsages) -> "Arrived":
         """Return that no request has a result."""
-        return cls(rows=np.full(requests, ABSENT, np.int32))
+        return cls(price_usages=price_usages, rows=np.full(requests, ABSENT, np.int32))
 
     @property
     def missing(self) -> int:
@@ -188,8 +184,9 @@ class Arrived:
             missing: What stands for a result that did not come.
         """
         error = (missing.error or "").encode()
-        _fill(self.table[ABSENT:], [missing], self.words)
-        self.table[ABSENT]["size"] = len(error)
+        for name, values in _read_responses([missing], self.words).items():
+            self.table[name][ABSENT] = values[0]
+        self.table["size"][ABSENT] = len(error)
         rows = self.rows[places]
         ends = np.cumsum(self.table["size"][rows])
         texts = self.texts.to_arrow(self.table["start"][:ABSENT], self.table["size"][:ABSENT])
@@ -201,8 +198,8 @@ class Arrived:
             start = stop
 
     def _take(self, rows: Rows, texts: pa.Array, missing: bytes) -> pa.RecordBatch:
-        # By bytes: numpy is slow to pick rows of several fields.
-        found = self.table.view(np.uint8).reshape(-1, _ROW.itemsize).take(rows, axis=0).view(_ROW)[:, 0]
+        found = {name: self.table[name].take(rows) for name in _TAKEN}
+        self._price(found)
         answered = found["outcome"] == self.words.encode([Outcome.SUCCEEDED.value])
         answers = texts.take(to_arrow(2 * rows, pa.int32(), answered))
         errors = [missing if row == ABSENT else self._read(row) for row in rows[~answered].tolist()]
@@ -214,6 +211,16 @@ class Arrived:
         }
         self.texts.rest()
         return pa.record_batch([columns[name] for name in KEPT.names], schema=KEPT)
+
+    def _price(self, found: Table) -> None:
+        plain, models = found["is_plain"], found["model"]
+        for model in distinct(models[plain]):
+            ours = np.flatnonzero(plain & (models == model))
+            tokens = {name: found[name][ours] for name in ("input_tokens", "output_tokens", "cache_read_tokens")}
+            written, written_1h = found["cache_write_tokens"][ours], found["cache_write_1h_tokens"][ours]
+            tokens |= {"cache_write_5m_tokens": written - written_1h, "cache_write_1h_tokens": written_1h}
+            costs = self.price_usages(self.words.words[model], **tokens)
+            found["cost_nano_usd"][ours], found["priced"][ours] = np.where(costs == UNPRICED, 0, costs), costs != UNPRICED
 
     def say(self, row: int) -> list[Any]:
         """Return what a result says, whosever it is."""
@@ -240,7 +247,8 @@ class Arrivals:
         self._rest = b""
         self._lines = self._foreign = 0
         self._words = _Words()
-        self._tables: list[Table] = []
+        self._table = _zeros(len(requests) + 1)
+        self._rows = 0
         self._texts = _Texts(file)
         file.unlink(missing_ok=True)
 
@@ -253,25 +261,24 @@ class Arrivals:
 
     def add(self, chunk: bytes) -> None:
         """Take in the next bytes of the results."""
-        breaks = _find_breaks(chunk)
-        end = 0
-        if len(breaks):
-            start, end = int(breaks[0]) + 1, int(breaks[-1]) + 1
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            start = chunk.find(b"\n") + 1
             # All but the first line are read where they are.
-            self._add_lines(read_result_lines(self._rest + chunk[:start]) + read_result_lines(chunk, start, end, len(breaks) - 1))
+            self._add_lines(read_result_lines(self._rest + chunk[:start]) + read_result_lines(chunk, start, end))
             self._rest = b""
         self._rest += chunk[end:]
 
     def arrange(self) -> Arrived:
         """Return what came, once the context has ended."""
         self._texts.open()
-        table = np.concatenate([*self._tables, np.zeros(1, _ROW)])
-        self._tables.clear()
-        _price(table, self._words, self._price_usages)
-        places = table["place"][:-1].copy()
+        table = {name: column[: self._rows + 1] for name, column in self._table.items()}
+        places = table["place"][:-1]
         rows = np.full(len(self._requests), ABSENT, np.int32)
         rows[places] = np.arange(len(places), dtype=np.int32)
-        arrived = Arrived(rows=rows, table=table, words=self._words, texts=self._texts, foreign=self._foreign)
+        arrived = Arrived(
+            price_usages=self._price_usages, rows=rows, table=table, words=self._words, texts=self._texts, foreign=self._foreign
+        )
         return arrived if len(places) + arrived.missing == len(rows) else self._leave_repeated(arrived, places)
 
     def _leave_repeated(self, arrived: Arrived, places: Rows) -> Arrived:
@@ -305,55 +312,55 @@ class Arrivals:
                 decoder.decode_result(bytes.fromhex(read_key_digits(lines[row].custom_id)), lines[row].result) for row in odd.tolist()
             ]
             texts = [((other.error or "") if other.answer is None else other.answer).encode() for other in others]
-            table = np.zeros(len(others), _ROW)
-            _fill(table, others, self._words)
-            self._keep(table, b"\n".join([*texts, b""]), list(map(len, texts)), places[odd], numbers[odd])
+            found = _read_responses(others, self._words)
+            self._keep(found, b"\n".join([*texts, b""]), list(map(len, texts)), places[odd], numbers[odd])
         if len(plain):
-            table = np.zeros(len(plain), _ROW)
-            _fill_plain(table, answers.messages, self._words)
-            self._keep(table, answers.content, answers.sizes, places[plain], numbers[plain])
+            self._keep(_read_messages(answers.messages, self._words), answers.content, answers.sizes, places[plain], numbers[plain])
 
-    def _keep(self, table: Table, content: bytes, sizes: Sequence[int] | None, places: Rows, numbers: Numbers) -> None:
+    def _keep(self, found: Table, content: bytes, sizes: Sequence[int] | None, places: Rows, numbers: Numbers) -> None:
         """Keep results, whose texts each have a line break behind them."""
         ends = _find_breaks(content) if sizes is None else np.cumsum(np.array(sizes, np.int64) + 1) - 1
         starts = np.concatenate([[0], ends[:-1] + 1])
-        table["place"], table["line"] = places, numbers
-        table["start"], table["size"] = self._texts.append(content) + starts, ends - starts
-        self._tables.append(table)
+        told: Table = {"place": places, "line": numbers, "start": self._texts.append(content) + starts, "size": ends - starts}
+        start, self._rows = self._rows, self._rows + len(places)
+        if self._rows >= len(self._table["place"]):
+            # Some came twice.
+            more = _zeros(self._rows)
+            self._table = {name: np.concatenate([column, more[name]]) for name, column in self._table.items()}
+        for name, values in (found | told).items():
+            self._table[name][start : self._rows] = values
 
 
 def _find_breaks(content: bytes) -> Numbers:
     return np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
 
 
-def _fill(table: Table, responses: Sequence[Response], words: _Words) -> None:
-    for name in _WORDS:
-        table[name] = words.encode([getattr(response, name) for response in responses])
-    for name in _NUMBERS:
-        table[name] = [getattr(response, name) or 0 for response in responses]
-    table["priced"] = [response.cost_nano_usd is not None for response in responses]
+def _zeros(count: int) -> Table:
+    return {name: np.zeros(count, kind) for name, kind in _KINDS.items()}
 
 
-def _fill_plain(table: Table, messages: Sequence[Message], words: _Words) -> None:
+def _read_responses(responses: Sequence[Response], words: _Words) -> Table:
+    found: Table = {name: words.encode([getattr(response, name) for response in responses]) for name in _WORDS}
+    found |= {name: _to_numbers([getattr(response, name) or 0 for response in responses]) for name in _NUMBERS}
+    return found | {"priced": np.array([response.cost_nano_usd is not None for response in responses], np.bool_)}
+
+
+def _read_messages(messages: Sequence[Message], words: _Words) -> Table:
     usages = [message.usage for message in messages]
-    table["outcome"] = words.encode([Outcome.SUCCEEDED.value])
-    table["stop_reason"] = words.encode([message.stop_reason for message in messages])
-    table["model"] = words.encode([message.model for message in messages])
-    table["input_tokens"] = [usage.input_tokens for usage in usages]
-    table["output_tokens"] = [usage.output_tokens for usage in usages]
-    table["cache_read_tokens"] = [usage.cache_read_input_tokens or 0 for usage in usages]
-    table["cache_write_tokens"] = [usage.cache_creation_input_tokens or 0 for usage in usages]
-    if table["cache_write_tokens"].any():
-        table["cache_write_1h_tokens"] = [usage.written_1h_tokens for usage in usages]
-    table["is_plain"] = True
+    written = _to_numbers([usage.cache_creation_input_tokens or 0 for usage in usages])
+    found: Table = {
+        "outcome": np.full(len(usages), words.encode([Outcome.SUCCEEDED.value])[0]),
+        "stop_reason": words.encode([message.stop_reason for message in messages]),
+        "model": words.encode([message.model for message in messages]),
+        "input_tokens": _to_numbers([usage.input_tokens for usage in usages]),
+        "output_tokens": _to_numbers([usage.output_tokens for usage in usages]),
+        "cache_read_tokens": _to_numbers([usage.cache_read_input_tokens or 0 for usage in usages]),
+        "cache_write_tokens": written,
+        "is_plain": np.ones(len(usages), np.bool_),
+    }
+    return found | {"cache_write_1h_tokens": _to_numbers([usage.written_1h_tokens for usage in usages])} if written.any() else found
 
 
-def _price(table: Table, words: _Words, price_usages: PriceUsages) -> None:
-    plain = np.flatnonzero(table["is_plain"])
-    models, written_1h = table["model"][plain], table["cache_write_1h_tokens"][plain]
-    tokens = {name: table[name][plain] for name in ("input_tokens", "output_tokens", "cache_read_tokens")}
-    tokens |= {"cache_write_5m_tokens": table["cache_write_tokens"][plain] - written_1h, "cache_write_1h_tokens": written_1h}
-    for model in np.flatnonzero(np.bincount(models)).tolist():
-        ours = models == model
-        costs = price_usages(words.words[model], **{name: column[ours] for name, column in tokens.items()})
-        table["cost_nano_usd"][plain[ours]], table["priced"][plain[ours]] = np.where(costs == UNPRICED, 0, costs), costs != UNPRICED
+def _to_numbers(numbers: Sequence[int]) -> Numbers:
+    # Quicker than np.array, which looks for a common kind first.
+    return np.fromiter(numbers, np.int64, len(numbers))

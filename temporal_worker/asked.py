@@ -69,7 +69,7 @@ class Requests:
 
 
 class _Table:
-    """The places of one task's requests, by key."""
+    """The places of one task's requests, by key; keys are hashes, so that their first bits tell nearly where one stands."""
 
     def __init__(self, keys: Keys, places: Rows) -> None:
         ours = keys[places]
@@ -78,16 +78,18 @@ class _Table:
         self._first, self._second = ours[order, 0], ours[order, 1]
         is_plain = bool((self._first[1:] != self._first[:-1]).all())
         self.distinct = len(ours) if is_plain else len(np.unique(ours, axis=0))
+        bits = len(ours).bit_length()
+        self._shift = np.uint64(64 - bits)
+        self._starts = np.searchsorted(self._first, np.arange(1 << bits, dtype=np.uint64) << self._shift)
 
     def find(self, keys: Keys) -> Rows:
         places = np.full(len(keys), ABSENT, np.int32)
-        pending, at = np.arange(len(keys)), np.searchsorted(self._first, keys[:, 0])
+        pending, at = np.arange(len(keys)), self._starts[keys[:, 0] >> self._shift]
         while len(pending):
-            # Keys of which only the first half is alike follow each other.
-            alike = self._first[np.minimum(at, len(self._first) - 1)] == keys[pending, 0]
-            alike &= at < len(self._first)
-            pending, at = pending[alike], at[alike]
-            same = self._second[at] == keys[pending, 1]
+            near = self._first[np.minimum(at, len(self._first) - 1)]
+            may_be = (near <= keys[pending, 0]) & (at < len(self._first))
+            pending, at = pending[may_be], at[may_be]
+            same = (near[may_be] == keys[pending, 0]) & (self._second[at] == keys[pending, 1])
             places[pending[same]] = self._places[at[same]]
             pending, at = pending[~same], at[~same] + 1
         return places

@@ -78,7 +78,7 @@ class Collector:
         decoders = [Decoder(read_task(root.store, task.task_key), self.price_usage) for task in root.entry.tasks]
         with root.store.scratch() as scratch:
             if ended.archived:
-                arrived = Arrived.nothing(len(expected))
+                arrived = Arrived.nothing(len(expected), self._prices)
             else:
                 arrived = self._fetch_whole(batch, expected, decoders, scratch / "answers", report)
             if arrived.missing or arrived.foreign:
@@ -87,6 +87,10 @@ class Collector:
         if not batch.stray:
             _close_shard(root, batch)
         return counts
+
+    @property
+    def _prices(self) -> PriceUsages:
+        return self.price_usages or price_each(self.price_usage)
 
     def _fetch_whole(
         self, batch: BatchInput, expected: Requests, decoders: Sequence[Decoder], file: Path, report: Callable[[str], None]
@@ -122,8 +126,7 @@ class Collector:
 
     def _fetch(self, batch_id: str, expected: Requests, decoders: Sequence[Decoder], file: Path, report: Callable[[str], None]) -> Arrived:
         size = 0
-        prices = self.price_usages or price_each(self.price_usage)
-        with self.batches.stream_results(batch_id) as chunks, Arrivals(file, expected, decoders, prices) as arrivals:
+        with self.batches.stream_results(batch_id) as chunks, Arrivals(file, expected, decoders, self._prices) as arrivals:
             for chunk in chunks:
                 arrivals.add(chunk)
                 size += len(chunk)

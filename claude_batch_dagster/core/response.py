@@ -132,21 +132,17 @@ def read_result_line(line: bytes) -> ResultLine:
         raise ValueError("a line without custom_id and result") from None
 
 
-def read_result_lines(
-    content: bytes, start: int = 0, end: int | None = None, breaks: int | None = None
-) -> list[ReadLine | ResultLine | None]:
+def read_result_lines(content: bytes, start: int = 0, end: int | None = None) -> list[ReadLine | ResultLine | None]:
     """Return the lines of some whole lines, blank ones left out; None for a line that is no result of any request.
 
     A line whose result is unusual comes undecoded, and costs the others nothing.
 
     Args:
         content: Read from `start` to `end`.
-        breaks: How many line breaks there are; counted where not told.
     """
     try:
         lines = _decode_lines(memoryview(content)[start:end])
-        breaks = content.count(b"\n", start, end) if breaks is None else breaks
-        if len(lines) == breaks + (not content.endswith(b"\n", start, end)):
+        if len(lines) == content.count(b"\n", start, end) + (not content.endswith(b"\n", start, end)):
             return cast("list[ReadLine | ResultLine | None]", lines)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
@@ -180,13 +176,10 @@ class Decoder:
 
     def read_answers(self, results: Sequence[Result | msgspec.Raw]) -> "Answers":
         """Return the answers of those that succeeded without more ado; `decode_result` is for the others."""
-        rows, messages, texts = list[int](), list[Message](), list[str]()
-        for row, result in enumerate(results):
-            if type(result) is Succeeded and (message := result.message).stop_reason in COMPLETE_STOPS:
-                blocks = message.content
-                rows.append(row)
-                messages.append(message)
-                texts.append(blocks[0].text or "" if len(blocks) == 1 and blocks[0].type == "text" else join_text(message))
+        rows = [row for row, result in enumerate(results) if type(result) is Succeeded and result.message.stop_reason in COMPLETE_STOPS]
+        messages = [cast(Succeeded, results[row]).message for row in rows]
+        contents = [message.content for message in messages]
+        texts = [blocks[0].text or "" if len(blocks) == 1 and blocks[0].type == "text" else join_text(blocks) for blocks in contents]
         if self._validator is None:
             good = [text.strip() != "" for text in texts]
             rows, messages, texts = _pick(rows, good), _pick(messages, good), _pick(texts, good)
@@ -268,7 +261,7 @@ class Decoder:
             return _Verdict(Outcome.TRUNCATED, error=f"{stop}: the answer was cut after {message.usage.output_tokens:,} output tokens")
         if stop not in COMPLETE_STOPS:
             return _Verdict(Outcome.INVALID, error=f"stop_reason: {stop} is no complete answer")
-        text = join_text(message)
+        text = join_text(message.content)
         if self._validator is None:
             if not text.strip():
                 return _Verdict(Outcome.INVALID, error="empty_answer: no text came")

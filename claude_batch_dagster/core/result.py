@@ -3,6 +3,7 @@
 Source: platform.claude.com batch processing, "Retrieve batch results"; `anthropic` 2.12.0 types (checked 2026-11-22).
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -101,9 +102,6 @@ class ReadLine(msgspec.Struct, frozen=True, gc=False):
     result: Result
 
 
-def join_text(message: Message) -> str:
+def join_text(blocks: Sequence[Block]) -> str:
     """Return the text blocks of a message, joined."""
-    blocks = message.content
-    if len(blocks) == 1 and blocks[0].type == "text":
-        return blocks[0].text or ""
     return "".join([block.text for block in blocks if block.type == "text" and block.text is not None])

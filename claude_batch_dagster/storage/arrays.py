@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+_BETWEEN = "\0"
+
 
 def to_arrow(values: npt.NDArray[Any], kind: pa.DataType, valid: npt.NDArray[np.bool_] | None = None) -> pa.Array:
     """Return numbers, or rows of bytes, as they stand in memory.
@@ -34,6 +36,12 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, absent: float = 0) -> npt.NDArr
         dtype = _empty(column.type).dtype
         values = np.frombuffer(content, dtype, len(column), column.offset * dtype.itemsize)
     return np.where(_unpack(bits, column.offset, len(column)), values, values.dtype.type(absent)) if column.null_count else values
+
+
+def distinct(numbers: npt.NDArray[np.integer[Any]]) -> list[int]:
+    """Return which small numbers there are, ascending, as `np.unique` does, which imports numpy.ma."""
+    found: list[int] = np.flatnonzero(np.bincount(numbers)).tolist()
+    return found
 
 
 def numbers_to_arrow(numbers: Sequence[int | None]) -> pa.Array:
@@ -83,7 +91,7 @@ def truths_to_arrow(truths: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_] 
 def values_to_arrow(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return Python values as strings, int64, float64 or truths."""
     if kind == pa.string():
-        return texts_to_arrow([None if value is None else value.encode() for value in values])
+        return _strings_to_arrow(values)
     if kind == pa.int64():
         return numbers_to_arrow(values)
     valid = _find_nulls(values)
@@ -97,6 +105,21 @@ def repeat_word(word: str, count: int) -> pa.Array:
     text = word.encode()
     ends = np.arange(count + 1, dtype=np.int32) * np.int32(len(text))
     return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(ends), pa.py_buffer(text * count)])
+
+
+def _strings_to_arrow(texts: Sequence[str | None]) -> pa.Array:
+    """Return texts as strings, of 2 GB at most; encoded all at once, with a character between them that texts hardly have."""
+    valid = _find_nulls(texts)
+    content = _BETWEEN.join(texts if valid is None else [text or "" for text in texts]).encode()  # type: ignore[arg-type]
+    between = np.flatnonzero(np.frombuffer(content, np.uint8) == ord(_BETWEEN))
+    if len(between) != len(texts) - 1:
+        return texts_to_arrow([None if text is None else text.encode() for text in texts])
+    ends = np.zeros(len(texts) + 1, np.int32)
+    ends[1:-1], ends[-1] = between, len(content)
+    ends[2:] -= np.arange(1, len(texts), dtype=np.int32)
+    bits = None if valid is None else _pack(valid)
+    content = content.replace(_BETWEEN.encode(), b"")
+    return pa.Array.from_buffers(pa.string(), len(texts), [bits, pa.py_buffer(ends), pa.py_buffer(content)])
 
 
 def _find_nulls(values: Sequence[object]) -> npt.NDArray[np.bool_] | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from claude_batch_dagster.core.errors import RootError
 from claude_batch_dagster.core.outcome import Outcome
-from claude_batch_dagster.storage.arrays import to_numpy
+from claude_batch_dagster.storage.arrays import distinct, to_numpy
 from claude_batch_dagster.storage.entries import Column, Entries, Merge, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
 from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, release_columns, write_columns
 from claude_batch_dagster.storage.keys import KeySet, Mask
@@ -204,7 +204,7 @@ class _Loading:
     def _batches_at(self, located: Located) -> npt.NDArray[np.int32]:
         """Return the number of the batch that each row came from."""
         batches = np.empty(len(located.file), np.int32)
-        for number in np.unique(located.file).tolist():
+        for number in distinct(located.file):
             mine = located.file == number
             stretches = self._stretches[number]
             if stretches is None:

@@ -1,11 +1,11 @@
 """Gathers the answers of many rows in the rows' order, from a store that has them in another: memory stays that of a bucket.
 
-Where rows and answers are neighbours, a bucket reads its row groups. Where they are not (answers as they came, repeated texts, a source sorted
-anew), each row group is read once and its rows are scattered to a scratch file a bucket.
+Each row group is read once, for the first bucket of rows that wants some of it. What later buckets want of it (repeated texts, answers as they
+came, a source sorted anew) waits for them in memory, and where that is much in a scratch file a bucket.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +23,15 @@ BUCKET_ROWS = 32_768
 BUCKET_BYTES = 32 << 20
 """Of answers: a bucket has fewer rows where they are long."""
 BYTES_PER_TOKEN = 4
-BUCKET_BITS = 6
+BUCKET_BITS = 5
 WINDOW_BUCKETS = 1 << BUCKET_BITS
 """So many buckets at once, some 40 bytes of memory a row; their scratch files hold the answers."""
 FIND_ROWS = 262_144
-SCATTER_READS = 2
-"""Reads of row groups that cost as much as to scatter a bucket."""
+WAITING_BYTES = 16 << 20
+"""Of answers that wait in memory for their bucket."""
 GROUP_BITS = 18
 ROW_BITS = (ROW_GROUP_ROWS - 1).bit_length()
-"""What a row group's number in its file and a row's in its group take: with a bucket's, 25 bits of 63 are left for the file's."""
+"""What a row group's number in its file and a row's in its group take: with a bucket's, 28 bits of 63 are left for the file's."""
 COLUMNS = [name for name in SCHEMA.names if name not in ("request_key", "max_tokens", "round", "retryable")]
 _AT = "at"
 _SPILLED = pa.schema([pa.field(_AT, pa.int32()), *(SCHEMA.field(name) for name in COLUMNS)])
@@ -71,19 +71,15 @@ def gather(answers: Answers, keys: Keys, scratch: Path) -> Iterator[Gathered]:
     """
     size = bucket_rows(answers)
     found, plan = _plan(answers, keys, size)
-    files = _scatter(answers, keys, plan, scratch) if plan.is_scattered() else None
-    for bucket, start in enumerate(range(0, len(keys), size)):
-        places = found[start : start + size]
-        if (places < 0).all():
-            responses = _absent(len(places))
-        elif files is None:
-            chosen = plan.choose(np.flatnonzero(plan.buckets == bucket))
-            read = answers.read(chosen.located, keys[chosen.rows], COLUMNS)
-            responses = _order(read.select(COLUMNS), chosen.rows - start, len(places))
-        else:
-            read = _read_bucket(files[bucket])
-            responses = _order(read.select(COLUMNS), to_numpy(read[_AT]), len(places))
-        yield Gathered(places=places, responses=responses)
+    with closing(_Waiting(scratch)) as waiting:
+        for bucket, start in enumerate(range(0, len(keys), size)):
+            tables = waiting.pop(bucket)
+            for stretches in plan.due(bucket):
+                tables.append(_read(answers, keys, plan, stretches[:1]))
+                if len(stretches) > 1:
+                    waiting.add(_read(answers, keys, plan, stretches[1:]), *plan.lengths(stretches[1:]))
+            places = found[start : start + size]
+            yield Gathered(places=places, responses=_order(tables, len(places)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,16 +164,23 @@ class _Plan:
             buckets=first & (2**BUCKET_BITS - 1),
         )
 
-    def choose(self, stretches: Places) -> _Chosen:
-        """Return the rows of some stretches, one after the other."""
-        lengths = self.starts[stretches + 1] - self.starts[stretches]
-        chosen = np.concatenate([np.arange(self.starts[one], self.starts[one + 1]) for one in stretches])
-        files = np.repeat(self.groups[stretches] >> GROUP_BITS, lengths)
-        return _Chosen(rows=self.rows[chosen], located=Located(file=files, row=self.row_in_file[chosen].astype(np.int64)))
+    def due(self, bucket: int) -> list[Places]:
+        """Return the stretches of each row group that no bucket before this one wants some of; this one's comes first."""
+        firsts = np.flatnonzero(np.diff(self.groups, prepend=-1))
+        ends = np.append(firsts[1:], len(self.groups))
+        ours = self.buckets[firsts] == bucket
+        return [np.arange(first, end) for first, end in zip(firsts[ours].tolist(), ends[ours].tolist(), strict=True)]
 
-    def is_scattered(self) -> bool:
-        """Tell whether reading bucket by bucket would read so many row groups again that to scatter their rows is cheaper."""
-        return len(self.groups) - len(np.unique(self.groups)) > SCATTER_READS * len(np.unique(self.buckets))
+    def lengths(self, stretches: Places) -> tuple[list[int], list[int]]:
+        """Return of stretches that follow each other their buckets, and how many rows they have."""
+        return self.buckets[stretches].tolist(), (self.starts[stretches + 1] - self.starts[stretches]).tolist()
+
+    def choose(self, stretches: Places) -> _Chosen:
+        """Return the rows of some stretches of a row group, which follow each other."""
+        chosen = slice(self.starts[stretches[0]], self.starts[stretches[-1] + 1])
+        rows = self.rows[chosen]
+        files = np.full(len(rows), self.groups[stretches[0]] >> GROUP_BITS)
+        return _Chosen(rows=rows, located=Located(file=files, row=self.row_in_file[chosen].astype(np.int64)))
 
 
 def _plan(answers: Answers, keys: Keys, bucket_rows: int) -> tuple[Places, _Plan]:
@@ -186,37 +189,76 @@ def _plan(answers: Answers, keys: Keys, bucket_rows: int) -> tuple[Places, _Plan
     return found.places, _Plan.of(found, bucket_rows)
 
 
-def _scatter(answers: Answers, keys: Keys, plan: _Plan, scratch: Path) -> dict[int, Path]:
-    files: dict[int, Path] = {}
-    writers: dict[int, pa.RecordBatchStreamWriter] = {}
-    with ExitStack() as stack:
-        for stretches in np.split(np.arange(len(plan.groups)), np.flatnonzero(np.diff(plan.groups)) + 1):
-            chosen = plan.choose(stretches)
-            read = answers.read(chosen.located, keys[chosen.rows], COLUMNS).select(COLUMNS)
-            table = pa.table([to_arrow(chosen.rows % plan.bucket_rows, pa.int32()), *read.columns], schema=_SPILLED)
-            starts = plan.starts[stretches[0] : stretches[-1] + 2] - plan.starts[stretches[0]]
-            for bucket, start, stop in zip(plan.buckets[stretches].tolist(), starts.tolist(), starts[1:].tolist(), strict=False):
-                if bucket not in files:
-                    files[bucket] = scratch / f"bucket-{bucket}.arrow"
-                    file = stack.enter_context(pa.OSFile(str(files[bucket]), "wb"))
-                    writers[bucket] = stack.enter_context(pa.ipc.new_stream(file, _SPILLED))
-                writers[bucket].write_table(table.slice(start, stop - start))
-    return files
+def _read(answers: Answers, keys: Keys, plan: _Plan, stretches: Places) -> pa.Table:
+    """Return the answers to some stretches of a row group, as _SPILLED."""
+    chosen = plan.choose(stretches)
+    read = answers.read(chosen.located, keys[chosen.rows], COLUMNS).select(COLUMNS)
+    return pa.table([to_arrow(chosen.rows % plan.bucket_rows, pa.int32()), *read.columns], schema=_SPILLED)
 
 
-def _read_bucket(file: Path) -> pa.Table:
-    with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        table = stream.read_all()
-    file.unlink()
-    return table
+class _Waiting:
+    """Answers that wait for their bucket.
+
+    Args:
+        scratch: A folder for those that memory does not hold.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._held: dict[int, list[pa.Table]] = {}
+        self._held_bytes = 0
+        self._files: dict[int, pa.NativeFile] = {}
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+
+    def add(self, table: pa.Table, buckets: Sequence[int], lengths: Sequence[int]) -> None:
+        """Keep answers, as many for each bucket as is told."""
+        start = 0
+        for bucket, length in zip(buckets, lengths, strict=True):
+            part = table.slice(start, length)
+            start += length
+            if self._held_bytes + part.nbytes <= WAITING_BYTES:
+                self._held.setdefault(bucket, []).append(part)
+                self._held_bytes += part.nbytes
+            else:
+                self._write(bucket, part)
+
+    def pop(self, bucket: int) -> list[pa.Table]:
+        """Return a bucket's answers, which are then kept no longer."""
+        tables = self._held.pop(bucket, [])
+        self._held_bytes -= sum(table.nbytes for table in tables)
+        if bucket in self._files:
+            self._writers.pop(bucket).close()
+            self._files.pop(bucket).close()
+            with pa.OSFile(str(self._path(bucket))) as source, pa.ipc.open_stream(source) as stream:
+                tables.append(stream.read_all())
+            self._path(bucket).unlink()
+        return tables
+
+    def close(self) -> None:
+        """Forget what nobody came for."""
+        for bucket in list(self._files):
+            self._writers.pop(bucket).close()
+            self._files.pop(bucket).close()
+            self._path(bucket).unlink()
+
+    def _write(self, bucket: int, table: pa.Table) -> None:
+        if bucket not in self._files:
+            self._files[bucket] = pa.OSFile(str(self._path(bucket)), "wb")
+            self._writers[bucket] = pa.ipc.new_stream(self._files[bucket], _SPILLED)
+        self._writers[bucket].write_table(table)
+
+    def _path(self, bucket: int) -> Path:
+        return self._scratch / f"bucket-{bucket}.arrow"
 
 
-def _order(table: pa.Table, at: npt.NDArray[np.int32], rows: int) -> pa.Table:
-    """Return so many rows: each row of the table at its place, nulls elsewhere."""
+def _order(tables: list[pa.Table], rows: int) -> pa.Table:
+    """Return so many rows: each row of the tables at its place, nulls elsewhere."""
+    if not tables:
+        return pa.table([pa.nulls(rows, SCHEMA.field(name).type) for name in COLUMNS], names=COLUMNS)
+    table = pa.concat_tables(tables)
+    at, answers = to_numpy(table[_AT]), table.select(COLUMNS)
+    if len(at) == rows and (np.diff(at) == 1).all():
+        return answers
     indices, absent = np.zeros(rows, np.int64), np.ones(rows, np.bool_)
     indices[at], absent[at] = np.arange(len(at)), False
-    return table.take(to_arrow(indices, pa.int64(), ~absent))
-
-
-def _absent(rows: int) -> pa.Table:
-    return pa.table([pa.nulls(rows, SCHEMA.field(name).type) for name in COLUMNS], names=COLUMNS)
+    return answers.take(to_arrow(indices, pa.int64(), ~absent))

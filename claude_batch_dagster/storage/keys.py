@@ -5,7 +5,7 @@ A key is 16 bytes, here two little-endian uint64 in a row of an (n, 2) array; (0
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from claude_batch_dagster.storage.arrays import to_arrow, to_numpy, words_to_arrow
+from claude_batch_dagster.storage.arrays import distinct, to_arrow, to_numpy, words_to_arrow
 from claude_batch_dagster.storage.store import Store
 
 Keys = npt.NDArray[np.uint64]
@@ -266,8 +266,8 @@ def read_owned_keys(store: Store, run_id: str) -> Iterator[tuple[str, Keys]]:
         for batch in file.iter_batches(GROUP_ROWS, columns=["task_key", "request_key"]):
             names, keys = batch.column("task_key"), keys_from_arrow(batch.column("request_key"))
             codes = to_numpy(names.indices)
-            for code in np.unique(codes):
-                yield names.dictionary[int(code)].as_py(), keys[codes == code]
+            for code in distinct(codes):
+                yield names.dictionary[code].as_py(), keys[codes == code]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,10 +310,13 @@ def read_owned_shard(store: Store, run_id: str, shard: int) -> OwnedShard | None
     if not parts:
         return None
     positions, keys, tasks, max_tokens = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+    found = OwnedShard(keys=keys, task_keys=tuple(names), tasks=tasks, max_tokens=max_tokens)
+    if np.array_equal(positions, in_order := np.arange(len(positions))):
+        return found
     order = np.argsort(positions, kind="stable")
-    if not np.array_equal(positions[order], np.arange(len(order))):
+    if not np.array_equal(positions[order], in_order):
         return None
-    return OwnedShard(keys=keys[order], task_keys=tuple(names), tasks=tasks[order], max_tokens=max_tokens[order])
+    return replace(found, keys=keys[order], tasks=tasks[order], max_tokens=max_tokens[order])
 
 
 def _table_size(expected: int) -> int:

@@ -166,7 +166,10 @@ class OutputWriter:
 
     def _task_columns(self, answers: pa.ChunkedArray, codes: Codes) -> tuple[list[pa.Array | pa.ChunkedArray], list[int]]:
         """Return the task's columns, and the rows whose answer has no room in them."""
-        usable = pc.if_else(truths_to_arrow(codes == _CODES["succeeded"]), answers, _text(None))
+        succeeded = codes == _CODES["succeeded"]
+        usable = answers
+        if (to_numpy(answers.is_valid()) & ~succeeded).any():
+            usable = pc.if_else(truths_to_arrow(succeeded), answers, _text(None))
         if self._answer_columns is None:
             return [usable], []
         texts = usable.cast(pa.binary())
@@ -230,10 +233,11 @@ class _Places:
         if len(rows) and (needed := int(places[rows].max()) + 1) > len(self._held):
             self._held = np.concatenate([self._held, np.zeros(max(needed, 2 * len(self._held)) - len(self._held), np.bool_)])
         rows = rows[~self._held[places[rows]]]
-        added, at = np.unique(places[rows], return_index=True)
-        new[rows[at]] = True
-        self._held[added] = True
-        self._count += len(added)
+        rows = rows[np.argsort(places[rows], kind="stable")]
+        rows = rows[np.diff(places[rows], prepend=-1) != 0]
+        new[rows] = True
+        self._held[places[rows]] = True
+        self._count += len(rows)
         return new
 
 

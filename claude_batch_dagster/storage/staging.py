@@ -1,6 +1,7 @@
 """Writes a round's shards: each POST body is encoded once, into a local file, and put whole under a name that holds its hash."""
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ QUEUED_WRITES = 2
 """So much is hashed and written at once, and so often it may wait for the disk, while the next piece is rendered."""
 GATHERED_BYTES = 1 << 17
 """What is longer is written from where it lies."""
+FORCED_BYTES = 32 << 20
 
 
 class ShardStager:
@@ -114,7 +116,7 @@ class ShardStager:
             if self._open is None or run.position == 0:
                 self._close()
                 draft = self._store.draft(self._path(), self._scratch)
-                self._open = _OpenShard(draft, submission_tag(self._run_id, self._round, run.shard))
+                self._open = _OpenShard(draft, submission_tag(self._run_id, self._round, run.shard), is_final=self._store.folder is not None)
             self._open.append(lines(self._open.tag), run.count, worst_nano_usd)
 
     def _close(self) -> None:
@@ -142,7 +144,15 @@ class ShardStager:
 
 
 class _OpenShard:
-    def __init__(self, file: Path, tag: str) -> None:
+    """A body that is being written; hashed and written beside the making of what follows.
+
+    Args:
+        file: Where.
+        tag: Of the submission.
+        is_final: The file itself will be the object: it goes to the disk while it grows, so that there is little left to wait for in the end.
+    """
+
+    def __init__(self, file: Path, tag: str, *, is_final: bool) -> None:
         self.file = file
         self.tag = tag
         self.requests = 0
@@ -154,6 +164,8 @@ class _OpenShard:
         self._queued: deque[Future[None]] = deque()
         self._held: list[Piece] = []
         self._held_bytes = 0
+        self._is_final = is_final
+        self._unforced_bytes = 0
         self._write(HEAD)
 
     def append(self, lines: Sequence[Piece], requests: int, worst_nano_usd: int | None) -> None:
@@ -193,4 +205,8 @@ class _OpenShard:
     def _put(self, contents: list[Piece]) -> None:
         for content in contents:
             self._hash.update(content)
-            self._out.write(content)
+            self._unforced_bytes += self._out.write(content)
+        if self._is_final and self._unforced_bytes >= FORCED_BYTES:
+            self._out.flush()
+            os.fsync(self._out.fileno())
+            self._unforced_bytes = 0

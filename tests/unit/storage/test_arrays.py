@@ -11,6 +11,10 @@ from claude_batch_dagster.storage.arrays import to_numpy, truths_to_arrow, value
     ("values", "kind"),
     [
         (["a", None, "", "é"], pa.string()),
+        (["a", "\0", None, "\0\0"], pa.string()),
+        (["", "", ""], pa.string()),
+        ([None, None], pa.string()),
+        ([], pa.string()),
         ([1, None, -(2**63), 2**63 - 1], pa.int64()),
         ([0.5, None, -1.0, 3], pa.float64()),
         ([True, None, False], pa.bool_()),

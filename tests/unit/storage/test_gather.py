@@ -83,7 +83,7 @@ def read_all(store: Store, rows: Sequence[int | None], scratch: Path) -> list[st
 @given(
     batches=st.lists(st.lists(st.integers(0, 40), max_size=30, unique=True), max_size=3),
     rows=st.lists(st.none() | st.integers(0, 45), max_size=50),
-    cost=st.integers(-9, 3),
+    waiting=st.integers(0, 2_000),
     is_indexed=st.booleans(),
 )
 def test_rows_get_their_answers_whichever_way_they_are_read(
@@ -92,11 +92,10 @@ def test_rows_get_their_answers_whichever_way_they_are_read(
     small_pieces: None,
     batches: list[list[int]],
     rows: list[int | None],
-    cost: int,
+    waiting: int,
     is_indexed: bool,
 ) -> None:
-    # A negative cost scatters always.
-    monkeypatch.setattr(gathering, "SCATTER_READS", cost)
+    monkeypatch.setattr(gathering, "WAITING_BYTES", waiting)
     folder = tmp_path_factory.mktemp("lake")
     store, scratch = Store(str(folder / "root")), folder / "scratch"
     scratch.mkdir()
@@ -123,9 +122,16 @@ def test_neighbours_are_read_bucket_by_bucket_without_scratch_files(tmp_path: Pa
         lambda rows: [row for pair in zip(rows, np.random.default_rng(2).permutation(rows).tolist(), strict=True) for row in pair],
     ],
 )
+@pytest.mark.parametrize("waiting", [0, 2_000, 1 << 20])
 def test_scattered_rows_read_each_row_group_once(
-    tmp_path: Path, small_pieces: None, reads: Counter[Any], order: Callable[[list[int]], list[int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    small_pieces: None,
+    reads: Counter[Any],
+    order: Callable[[list[int]], list[int]],
+    waiting: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(gathering, "WAITING_BYTES", waiting)
     store = Store(str(tmp_path / "root"))
     write(store, list(range(64)), list(range(64, 128)))
     rows = order(list(range(128)))
@@ -140,11 +146,11 @@ def test_a_row_without_a_key_has_no_answer_even_where_one_is_stored(tmp_path: Pa
     assert read_all(store, [None], tmp_path) == [None]
 
 
-@pytest.mark.parametrize("cost", [-9, 9])
+@pytest.mark.parametrize("waiting", [0, 9_999])
 def test_a_response_that_is_not_where_the_index_says_is_never_handed_to_another_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_pieces: None, cost: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_pieces: None, waiting: int
 ) -> None:
-    monkeypatch.setattr(gathering, "SCATTER_READS", cost)
+    monkeypatch.setattr(gathering, "WAITING_BYTES", waiting)
     store = Store(str(tmp_path / "root"))
     write(store, list(range(20)))
     answers = Answers(store, "simulator", "t")
@@ -167,8 +173,8 @@ def test_long_answers_are_gathered_fewer_at_a_time(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.setattr(gathering, "BUCKET_BYTES", 16_000)
     answers, keys = Answers(store, "simulator", "t"), pack_keys([key(row) for row in reversed(range(40))])
-    for cost in (-9, 99):
-        monkeypatch.setattr(gathering, "SCATTER_READS", cost)
+    for waiting in (0, 1 << 20):
+        monkeypatch.setattr(gathering, "WAITING_BYTES", waiting)
         found = list(gather(answers, keys, tmp_path))
         assert [part.responses.num_rows for part in found] == [4] * 10
         assert [answer for part in found for answer in part.responses["answer"].to_pylist()] == texts

@@ -29,8 +29,8 @@ def test_many_rows_over_many_pieces_keep_their_order(lake: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("scatter_reads", [-99, 2])
-def test_pieces_windows_and_files_of_any_size_give_one_output(lake: Any, monkeypatch: pytest.MonkeyPatch, scatter_reads: int) -> None:
+@pytest.mark.parametrize("waiting_bytes", [0, 1 << 20])
+def test_pieces_windows_and_files_of_any_size_give_one_output(lake: Any, monkeypatch: pytest.MonkeyPatch, waiting_bytes: int) -> None:
     texts = [f"{i % 19}" if i % 5 else None for i in range(90)]
     for at, (start, stop) in enumerate([(0, 1), (1, 40), (40, 40), (40, 90)]):
         ids = pa.array([str(i % 7) for i in range(start, stop)], pa.string()).dictionary_encode()
@@ -43,7 +43,7 @@ def test_pieces_windows_and_files_of_any_size_give_one_output(lake: Any, monkeyp
     monkeypatch.setattr(gather, "BUCKET_ROWS", 4)
     monkeypatch.setattr(publish, "WINDOW_BUCKETS", 3)
     monkeypatch.setattr(source_rows, "PIECE_ROWS", 5)
-    monkeypatch.setattr(gather, "SCATTER_READS", scatter_reads)
+    monkeypatch.setattr(gather, "WAITING_BYTES", waiting_bytes)
     [output] = lake.publish(job, ["1"]).outputs
     table = lake.read(path="day=1/part-0.parquet")
     assert table["id"].to_pylist() == list(range(90))

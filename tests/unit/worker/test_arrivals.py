@@ -120,6 +120,14 @@ def test_the_first_of_a_requests_lines_counts(tmp_path: Path) -> None:
     assert found[3] == expect(3, None)
 
 
+def test_more_results_than_requests(tmp_path: Path) -> None:
+    """Each of them thrice, the first of them from the end of the results' order: the first counts, and nothing is lost."""
+    lines = [make_line(place, place % len(RESULTS)) for place in range(COUNT)]
+    arrived = arrive(tmp_path, b"\n".join([*lines[::-1], *lines, *lines]))
+    assert (arrived.missing, arrived.foreign, arrived.duplicate) == (0, 0, 2 * COUNT)
+    assert read(arrived) == [expect(place, line) for place, line in enumerate(lines)]
+
+
 def test_answers_are_read_back_so_many_bytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the size of the answers; one that is larger stands alone."""
     monkeypatch.setattr(arrivals, "GROUP_BYTES", 100)
@@ -137,6 +145,6 @@ def test_answers_are_read_back_so_many_bytes_at_a_time(tmp_path: Path, monkeypat
 
 def test_nothing_came(tmp_path: Path) -> None:
     """A batch without results, or whose results are gone."""
-    for arrived in (arrive(tmp_path, b""), Arrived.nothing(COUNT)):
+    for arrived in (arrive(tmp_path, b""), Arrived.nothing(COUNT, price_each(price))):
         assert arrived.missing == COUNT
         assert read(arrived) == [expect(place, None) for place in range(COUNT)]
