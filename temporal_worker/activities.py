@@ -212,8 +212,8 @@ class BatchActivities:
             return self._examiner.examine(ask)
 
     def _submit(self, shard: ShardInput, report: Callable[[str], None]) -> Submitted:
-        def report_sending(text: str) -> None:
-            report(text)
+        def report_sending(what: str) -> None:
+            report(what)
             if self._is_called_off():
                 # Of a cancel that came while no worker was there, the workflow learns beside this attempt, which must not buy meanwhile.
                 text = f"Shard {shard.shard} is not sent: its run is being canceled"

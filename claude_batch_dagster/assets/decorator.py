@@ -96,8 +96,8 @@ def claude_batch_assets(
               replace: true
               max_cost_usd: 25
 
-    A body with a `config` argument of its own has that config instead; what has one of these names in it means the same. Leave `resources:` out of the run config: Dagster would
-    replace the resource whole, its root too.
+    A body with a `config` argument of its own has that config instead; what has one of these names in it means the same. Leave `resources:`
+    out of the run config: Dagster would replace the resource whole, its root too.
 
     Args:
         source: The rows, and the asset that writes them.
@@ -123,8 +123,8 @@ def claude_batch_assets(
         translator: Makes the specs of the assets; what it changes wins over the arguments here.
 
     Raises:
-        UsageError: Terminal. No tasks, two of one name, an `async` body, an argument of another kind, a prompt without a slot, or partitions
-            without a partition column or the other way round; or a translator whose specs lack what the body needs.
+        UsageError: Terminal. No tasks, two of one name, an `async` body, an argument of another kind, a prompt without a slot, or
+            partitions without a partition column or the other way round; or a translator whose specs lack what the body needs.
     """
     specs = build_claude_batch_asset_specs(
         source=source,
@@ -175,9 +175,9 @@ def build_claude_batch_asset_specs(
 ) -> list[dg.AssetSpec]:
     """Return the specs that `claude_batch_assets` would define, one for each task, and define nothing.
 
-    For a code location that only names the assets of another, and for `@dg.multi_asset(specs=..., can_subset=True)` with a body of one's own
-    around `yield from claude_batch.run(context)`. The arguments are those of `claude_batch_assets`. Definitions of these specs alone need the
-    resource `claude_batch_io_manager` too, with which downstream assets load.
+    For a code location that only names the assets of another, and for `@dg.multi_asset(specs=..., can_subset=True)` with a body of
+    one's own around `yield from claude_batch.run(context)`. The arguments are those of `claude_batch_assets`. Definitions of these
+    specs alone need the resource `claude_batch_io_manager` too, with which downstream assets load.
 
     Raises:
         UsageError: Terminal. As `claude_batch_assets`.

@@ -4,7 +4,7 @@ Source: platform.claude.com batch processing, "Retrieve batch results"; `anthrop
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -16,20 +16,24 @@ class Block(msgspec.Struct, frozen=True, gc=False):
     text: str | None = None
 
 
+Tokens: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A count that no sum and no price of ours overflows: a line with another one is no result that can be read."""
+
+
 class CacheCreation(msgspec.Struct, frozen=True, gc=False):
     """Tokens written to caches, by lifetime."""
 
-    ephemeral_5m_input_tokens: int = 0
-    ephemeral_1h_input_tokens: int = 0
+    ephemeral_5m_input_tokens: Tokens = 0
+    ephemeral_1h_input_tokens: Tokens = 0
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """What a message used."""
 
-    input_tokens: int
-    output_tokens: int
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
+    input_tokens: Tokens
+    output_tokens: Tokens
+    cache_creation_input_tokens: Tokens | None = None
+    cache_read_input_tokens: Tokens | None = None
     cache_creation: CacheCreation | None = None
 
     @property

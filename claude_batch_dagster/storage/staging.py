@@ -116,7 +116,9 @@ class ShardStager:
             if self._open is None or run.position == 0:
                 self._close()
                 draft = self._store.draft(self._path(), self._scratch)
-                self._open = _OpenShard(draft, submission_tag(self._run_id, self._round, run.shard), is_final=self._store.folder is not None)
+                self._open = _OpenShard(
+                    draft, submission_tag(self._run_id, self._round, run.shard), is_final=self._store.folder is not None
+                )
             self._open.append(lines(self._open.tag), run.count, worst_nano_usd)
 
     def _close(self) -> None:

@@ -71,6 +71,16 @@ ENDS = [
     ({"type": "teleported", "message": message("x")}, Outcome.ERRORED, "unknown_result_type"),
     ({"type": "succeeded"}, Outcome.ERRORED, "unreadable_result"),
     ({"type": "succeeded", "message": {"model": "m"}}, Outcome.ERRORED, "unreadable_result"),
+    (
+        {"type": "succeeded", "message": message("x") | {"usage": {"input_tokens": 10**30, "output_tokens": 1}}},
+        Outcome.ERRORED,
+        "unreadable_result",
+    ),
+    (
+        {"type": "succeeded", "message": message("x") | {"usage": {"input_tokens": 1, "output_tokens": -1}}},
+        Outcome.ERRORED,
+        "unreadable_result",
+    ),
     ({}, Outcome.ERRORED, "unreadable_result"),
     ([], Outcome.ERRORED, "unreadable_result"),
 ]
