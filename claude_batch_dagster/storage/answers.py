@@ -10,7 +10,7 @@ from claude_batch_dagster.core.errors import RootError
 from claude_batch_dagster.core.outcome import Outcome, raise_max_tokens
 from claude_batch_dagster.storage.best import load_best
 from claude_batch_dagster.storage.entries import Column, Places
-from claude_batch_dagster.storage.index import index_folder, release_columns
+from claude_batch_dagster.storage.index import index_folder
 from claude_batch_dagster.storage.keys import Keys, Mask, keys_from_arrow
 from claude_batch_dagster.storage.reader import Located, ResponseReader
 from claude_batch_dagster.storage.responses import ANSWER_SCHEMA, CODES, FINAL, OUTCOME_BITS, OUTCOMES, RETRYABLE
@@ -78,7 +78,7 @@ class Answers:
 
     def release(self) -> None:
         """Give back the memory of what was read of the index."""
-        release_columns(self._base)
+        self._base.release()
 
     def final(self, keys: Keys) -> Mask:
         """Tell which keys have a response that is not asked for again."""

@@ -12,7 +12,7 @@ from claude_batch_dagster.core.errors import RootError
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.storage.arrays import distinct, to_numpy
 from claude_batch_dagster.storage.entries import Column, Entries, Merge, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
-from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, release_columns, write_columns
+from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, write_columns
 from claude_batch_dagster.storage.keys import KeySet, Mask
 from claude_batch_dagster.storage.reader import Located, ResponseReader
 from claude_batch_dagster.storage.responses import CODES, OUTCOME_BITS, Ranks, Stretch, read_ranks
@@ -71,12 +71,14 @@ class _Loading:
         ids = sorted({batch_id for number in range(len(stored.files)) for batch_id in self._batch_ids(number)})
         self._numbers = {batch_id: number for number, batch_id in enumerate(ids)}
         self._sums: dict[int, FileSums] = {}
+        self._indexed = range(0)
 
     def load(self, *, use_index: bool) -> Best:
         stored, record = self._stored, self._stored.record
         if use_index and self._wanted is None and record is not None:
             index = open_columns(stored.store, index_folder(stored.endpoint, stored.task_key), record)
             if index is not None:
+                self._indexed = range(len(record.files))
                 for number, file in enumerate(record.files):
                     self._sums[number] = FileSums(rows=file.rows, answered=file.answered, output_tokens=file.output_tokens)
                 best = self._load_over(index, [number for number, file in enumerate(stored.files) if not file.is_covered])
@@ -85,6 +87,7 @@ class _Loading:
                 folder = join_uri(stored.store.uri, index_folder(stored.endpoint, stored.task_key))
                 log.warning("%s does not agree with the responses: they are read without it", folder)
         self._sums.clear()
+        self._indexed = range(0)
         best = self._load_over(no_entries(), range(len(stored.files)))
         assert best is not None, "nothing contradicts an empty index"
         return best
@@ -113,7 +116,7 @@ class _Loading:
             counts[known] = self._is_better(fresh.take(known), base, at[known])
         if not counts.all():
             fresh, at, known = fresh.take(counts), at[counts], known[counts]
-        release_columns(base)
+        base.release()
         return Best(base=base, fresh=fresh, fresh_at=np.where(known, at, -1), sums=self._sums)
 
     def _fold(self, best: Best) -> Entries:
@@ -126,7 +129,7 @@ class _Loading:
             return map_columns(file, len(merge.kept), files) if len(merge.kept) else no_entries()
 
     def _merge_column(self, merge: Merge, best: Best, name: str, dtype: npt.DTypeLike) -> Column:
-        release_columns(best.base)
+        best.base.release()
         return merge.column(getattr(best.base, name), getattr(best.fresh, name), dtype)
 
     def _is_better(self, fresh: Ranked, base: Entries, at: Places) -> Mask:
@@ -177,7 +180,7 @@ class _Loading:
 
     def _agrees(self, number: int, ranks: Ranks, base: Entries) -> bool:
         """Tell whether the rows of a file that was written again are where the index has them; raise RootError where some are gone."""
-        indexed = np.flatnonzero(base.file == number)
+        indexed = np.flatnonzero(base.file == number) if number in self._indexed else ()
         if not len(indexed):
             return True
         row = np.minimum(base.row[indexed], max(len(ranks.codes) - 1, 0))

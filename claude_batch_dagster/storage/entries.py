@@ -3,6 +3,7 @@
 Which response of a key counts: a usable one first, then a final one, then the latest, then that of the highest round, then batch id.
 """
 
+import mmap
 from dataclasses import dataclass, fields
 from math import isqrt
 from typing import Any
@@ -16,6 +17,7 @@ from claude_batch_dagster.storage.responses import CODES, FINAL, OUTCOME_BITS
 
 STAMP_BITS = 52
 ROUND_BITS = 10
+FOUND_AT_ONCE = 1 << 17
 GUESSED_FROM = 1 << 17
 SPARSE = 256
 """In at least so many entries, and so many for each key that is looked for, a place is guessed first."""
@@ -58,6 +60,24 @@ class Entries:
 
     def find_sorted(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> tuple[Places, Mask]:
         """Return the place of the first entry that is not less than each key, and whether it is that key's; keys go up by their first half."""
+        if len(high) <= FOUND_AT_ONCE:
+            return self._find_some(high, low)
+        parts = []
+        for start in range(0, len(high), FOUND_AT_ONCE):
+            some = slice(start, start + FOUND_AT_ONCE)
+            parts.append(self._find_some(high[some], low[some]))
+            # Such keys lie near to each other: less of a file than all of it is in memory.
+            self.release()
+        return np.concatenate([at for at, _ in parts]), np.concatenate([known for _, known in parts])
+
+    def release(self) -> None:
+        """Give back the memory of what was read of a file of entries; it is read again where it is needed."""
+        owner: object = self.high.base
+        mapped = owner.obj if isinstance(owner, memoryview) else owner
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _find_some(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> tuple[Places, Mask]:
         at = _search(self.high, high)
         known = np.zeros(len(at), np.bool_)
         pending = np.flatnonzero(at < len(self))

@@ -172,14 +172,6 @@ def open_columns(store: Store, folder: str, record: IndexRecord) -> Entries | No
     return entries
 
 
-def release_columns(entries: Entries) -> None:
-    """Give back the memory of what was read of an index's file; it is read again where it is needed."""
-    owner: object = entries.high.base
-    mapped = owner.obj if isinstance(owner, memoryview) else owner
-    if isinstance(mapped, mmap.mmap):
-        mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def write_columns(file: Path, files: int, column: Callable[[str, npt.DTypeLike], Column]) -> None:
     """Write a local file of columns.
 

@@ -44,8 +44,19 @@ def test_the_best_of_each_key_is_kept_in_the_order_of_keys(rows: list[tuple[tupl
 
 
 @settings(max_examples=200, deadline=None)
-@given(old=ROWS, new=ROWS, probes=st.lists(KEYS, max_size=20))
+@given(old=ROWS, new=ROWS, probes=st.lists(KEYS, max_size=20), at_once=st.sampled_from([1, 3, entries.FOUND_AT_ONCE]))
 def test_merged_entries_are_found_and_the_new_ones_count(
+    old: list[tuple[tuple[int, int], int, int, int]],
+    new: list[tuple[tuple[int, int], int, int, int]],
+    probes: list[tuple[int, int]],
+    at_once: int,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entries, "FOUND_AT_ONCE", at_once)
+        check_merge(old, new, probes)
+
+
+def check_merge(
     old: list[tuple[tuple[int, int], int, int, int]], new: list[tuple[tuple[int, int], int, int, int]], probes: list[tuple[int, int]]
 ) -> None:
     first, second = keep_best(ranked(old)), keep_best(ranked(new))
