@@ -142,7 +142,7 @@ class _Plan:
         group_rows = min(ROW_GROUP_ROWS, bucket_rows)
         rows = np.flatnonzero(found.places >= 0).astype(np.int32)
         row_in_file = found.row[rows]
-        # In place: of two million rows each array more is 16 MB.
+        # In place: of a million rows each array more is 8 MB.
         stretches = found.file[rows].astype(np.int64)
         stretches <<= GROUP_BITS
         stretches |= row_in_file // group_rows
