@@ -274,7 +274,7 @@ def _withhold_last_byte(store: Store, body: ShardRef, deadline: _Deadline) -> It
     size = 0
     withheld = b""
     try:
-        for chunk in store.stream(body.path):
+        for chunk in store.stream(body.path, forget=True):
             if withheld:
                 yield withheld
             withheld = chunk

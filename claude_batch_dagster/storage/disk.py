@@ -11,7 +11,7 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 PART_PREFIX = ".claude-batch#"
 STALE_AFTER_S = 86_400.0
@@ -54,6 +54,20 @@ def part_beside(target: Path) -> Path:
     """Return a name for a file that is being made beside its place, in a folder that is there."""
     _make_folder(target.parent)
     return target.with_name(f"{PART_PREFIX}{uuid.uuid4().int}")
+
+
+def forget_pages(file: IO[bytes], end: int = 0) -> None:
+    """Leave nothing of a file in the system's page cache, but for what is not on the disk yet; as good as never written or read.
+
+    Args:
+        file: An open file.
+        end: Only of its first bytes; 0 for all.
+    """
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is not None:
+        # A file system may not know it, and macOS does not have it: then the pages stay, as they do anyway.
+        with suppress(OSError):
+            advise(file.fileno(), 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def remove_stale_parts(folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from claude_batch_dagster.core.records import ShardRef
 from claude_batch_dagster.core.request import SEPARATOR, submission_tag
 from claude_batch_dagster.core.shard import HEAD, MAX_BODY_BYTES, MAX_REQUESTS, TAIL, Place, Run, ShardPacker, retag_line
+from claude_batch_dagster.storage.disk import forget_pages
 from claude_batch_dagster.storage.keys import Keys
 from claude_batch_dagster.storage.lines import Lines
 from claude_batch_dagster.storage.plans import shard_path
@@ -30,6 +31,8 @@ QUEUED_WRITES = 2
 GATHERED_BYTES = 1 << 17
 """What is longer is written from where it lies."""
 FORCED_BYTES = 32 << 20
+KEPT_BYTES = 256 << 20
+"""Of a round's bodies so many may stay in the page cache, since they are sent at once; those that follow wait, and would take the place of all else."""
 
 
 class ShardStager:
@@ -117,7 +120,10 @@ class ShardStager:
                 self._close()
                 draft = self._store.draft(self._path(), self._scratch)
                 self._open = _OpenShard(
-                    draft, submission_tag(self._run_id, self._round, run.shard), is_final=self._store.folder is not None
+                    draft,
+                    submission_tag(self._run_id, self._round, run.shard),
+                    is_final=self._store.folder is not None,
+                    is_kept=sum(shard.body_bytes for shard in self._shards) < KEPT_BYTES,
                 )
             self._open.append(lines(self._open.tag), run.count, worst_nano_usd)
 
@@ -152,9 +158,10 @@ class _OpenShard:
         file: Where.
         tag: Of the submission.
         is_final: The file itself will be the object: it goes to the disk while it grows, so that there is little left to wait for in the end.
+        is_kept: It stays in the page cache after that.
     """
 
-    def __init__(self, file: Path, tag: str, *, is_final: bool) -> None:
+    def __init__(self, file: Path, tag: str, *, is_final: bool, is_kept: bool) -> None:
         self.file = file
         self.tag = tag
         self.requests = 0
@@ -167,6 +174,7 @@ class _OpenShard:
         self._held: list[Piece] = []
         self._held_bytes = 0
         self._is_final = is_final
+        self._is_kept = is_kept
         self._unforced_bytes = 0
         self._write(HEAD)
 
@@ -182,6 +190,7 @@ class _OpenShard:
         with self._out, self._writer:
             self._write(TAIL)
             self._flush()
+            self._queued.append(self._writer.submit(self._force))
             while self._queued:
                 self._queued.popleft().result()
         return self._hash.hexdigest()
@@ -208,7 +217,13 @@ class _OpenShard:
         for content in contents:
             self._hash.update(content)
             self._unforced_bytes += self._out.write(content)
-        if self._is_final and self._unforced_bytes >= FORCED_BYTES:
+        if self._unforced_bytes >= FORCED_BYTES:
+            self._force()
+
+    def _force(self) -> None:
+        if self._is_final:
             self._out.flush()
             os.fsync(self._out.fileno())
-            self._unforced_bytes = 0
+            if not self._is_kept:
+                forget_pages(self._out)
+        self._unforced_bytes = 0

@@ -25,7 +25,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from claude_batch_dagster.core.errors import RootError, TerminalError, TransientError
 from claude_batch_dagster.fault_points import reach
-from claude_batch_dagster.storage.disk import part_beside, remove_stale_parts, write_file
+from claude_batch_dagster.storage.disk import forget_pages, part_beside, remove_stale_parts, write_file
 from claude_batch_dagster.storage.failures import NO_ROOM, Attempt, explain_failure, explain_scratch
 
 if TYPE_CHECKING:
@@ -139,10 +139,16 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def stream(self, path: str, chunk_bytes: int = READ_CHUNK_BYTES) -> Iterator[bytes]:
-        """Yield an object's content in chunks; raise FileNotFoundError where there is no such object."""
+    def stream(self, path: str, chunk_bytes: int = READ_CHUNK_BYTES, *, forget: bool = False) -> Iterator[bytes]:
+        """Yield an object's content in chunks; raise FileNotFoundError where there is no such object.
+
+        Args:
+            path: Of the object.
+            chunk_bytes: Of each but the last.
+            forget: Nobody reads it again soon: a local file does not stay in the page cache.
+        """
         if self.folder is not None:
-            yield from self._stream_file(path, chunk_bytes)
+            yield from self._stream_file(path, chunk_bytes, forget=forget)
             return
         with self._reading(path):
             entry = obstore.head(self._store(), path)
@@ -249,12 +255,14 @@ class Store:
             "A worker tries again by itself; a command can be given again."
         ) from conflict
 
-    def _stream_file(self, path: str, chunk_bytes: int) -> Iterator[bytes]:
+    def _stream_file(self, path: str, chunk_bytes: int, *, forget: bool) -> Iterator[bytes]:
         assert self.folder is not None, "the store is local"
         if self._is_absent:
             raise FileNotFoundError(path)
         with self._reading(path), (self.folder / path).open("rb") as file:
             while chunk := file.read(chunk_bytes):
+                if forget:
+                    forget_pages(file, file.tell())
                 yield chunk
 
     @contextmanager

@@ -1,13 +1,16 @@
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claude_batch_dagster.core.request import Request, parse_custom_id, submission_tag
 from claude_batch_dagster.core.shard import ShardPacker, iter_lines, line_custom_id
+from claude_batch_dagster.storage import staging
 from claude_batch_dagster.storage.staging import ShardStager
 from claude_batch_dagster.storage.store import Store
 from tests.lines import encode_line
@@ -78,3 +81,27 @@ def test_a_worst_case_without_a_price_is_unknown_for_its_shard_alone(tmp_path: P
 def test_nothing_staged_is_nothing_written(tmp_path: Path) -> None:
     assert ShardStager(Store(str(tmp_path / "root")), run_id="r", round_number=1, scratch=tmp_path).finish() == ()
     assert not (tmp_path / "root").exists()
+
+
+def test_bodies_beyond_those_that_are_sent_at_once_do_not_stay_in_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = encode_line("t", Request(bytes(16), b'{"a":"%s"}' % (b"x" * 40_000)), "00000000")
+    monkeypatch.setattr(staging, "KEPT_BYTES", 3 * len(line))
+    store = Store(str(tmp_path / "root"))
+    stager = ShardStager(store, run_id="r", round_number=1, scratch=tmp_path, max_requests=2)
+    for _ in range(6):
+        stager.add(line, None)
+    files = [tmp_path / "root" / shard.path for shard in stager.finish()]
+    assert [is_cached(file) for file in files] == [True, True, False]
+    assert len({len(b"".join(store.stream(f"plans/r/requests/{file.name}", 4_096, forget=True))) for file in files}) == 1
+    assert [is_cached(file) for file in files] == [False, False, False]
+
+
+def is_cached(file: Path) -> bool:
+    """Whether a file can be read from where 8 KiB begin without the disk."""
+    with file.open("rb") as opened:
+        try:
+            return os.preadv(opened.fileno(), [bytearray(4_096)], 8_192, os.RWF_NOWAIT) > 0
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            pytest.skip(f"this file system does not tell: {error}")
