@@ -11,7 +11,7 @@ import pyarrow as pa
 from claude_batch_dagster.core.errors import RootError
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.storage.arrays import distinct, to_numpy
-from claude_batch_dagster.storage.entries import Column, Entries, Merge, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
+from claude_batch_dagster.storage.entries import Entries, Places, Ranked, keep_best, no_entries, plan_merge, rank_responses
 from claude_batch_dagster.storage.index import index_folder, map_columns, open_columns, write_columns
 from claude_batch_dagster.storage.keys import KeySet, Mask
 from claude_batch_dagster.storage.reader import Located, ResponseReader
@@ -125,12 +125,8 @@ class _Loading:
         files = len(self._stored.files)
         with self._stored.store.scratch() as scratch:
             file = scratch / "found.keys"
-            write_columns(file, files, lambda name, dtype: self._merge_column(merge, best, name, dtype))
-            return map_columns(file, len(merge.kept), files) if len(merge.kept) else no_entries()
-
-    def _merge_column(self, merge: Merge, best: Best, name: str, dtype: npt.DTypeLike) -> Column:
-        best.base.release()
-        return merge.column(getattr(best.base, name), getattr(best.fresh, name), dtype)
+            write_columns(file, files, merge.pieces)
+            return map_columns(file, len(merge), files) if len(merge) else no_entries()
 
     def _is_better(self, fresh: Ranked, base: Entries, at: Places) -> Mask:
         """Tell which responses count instead of those of the same keys in the index."""

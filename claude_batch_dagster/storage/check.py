@@ -7,7 +7,7 @@ import numpy as np
 
 from claude_batch_dagster.storage.best import Best, load_best
 from claude_batch_dagster.storage.compaction import LIMITS, write_index
-from claude_batch_dagster.storage.entries import Column, Entries, plan_merge
+from claude_batch_dagster.storage.entries import plan_merge
 from claude_batch_dagster.storage.index import index_folder, open_columns
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.stored import read_stored_files
@@ -52,19 +52,10 @@ def _count_keys(best: Best) -> int:
 
 
 def _count_wrong(told: Best, truth: Best) -> int:
-    found, right = _merge(told), _merge(truth)
+    found, right = (plan_merge(best.base, best.fresh).entries() for best in (told, truth))
     at, known = right.find_sorted(found.high, found.low)
     same = np.zeros(len(found), np.bool_)
     at = at[known]
     # Of equal responses in two places either is right.
     same[known] = found.code[known] == right.code[at]
     return int((~same).sum()) + len(right) - len(at)
-
-
-def _merge(best: Best) -> Entries:
-    merge = plan_merge(best.base, best.fresh)
-
-    def column(name: str) -> Column:
-        return merge.column(getattr(best.base, name), getattr(best.fresh, name), getattr(best.fresh, name).dtype)
-
-    return Entries(high=column("high"), low=column("low"), row=column("row"), file=column("file"), code=column("code"))

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import uuid_utils
 
 from claude_batch_dagster.storage.best import Best, load_best
-from claude_batch_dagster.storage.entries import Column, plan_merge
+from claude_batch_dagster.storage.entries import Column, Merge, plan_merge
 from claude_batch_dagster.storage.index import (
     IndexedFile,
     IndexRecord,
@@ -113,14 +113,14 @@ def write_index(stored: StoredFiles, best: Best, *, now: datetime, limits: Limit
     joined = [one for one in compacted if one is not None]
     gone = {number for one in joined for number in one.numbers}
     files = [file for number, file in enumerate(known) if number not in gone] + [one.file for one in joined]
-    column = _Renumbered(best, *_renumber(known, gone, joined)).column
-    keys = len(best.base) + int((best.fresh_at < 0).sum())
+    merge = _Renumbered(plan_merge(best.base, best.fresh), *_renumber(known, gone, joined))
+    keys = len(merge)
     generation = stored.newest.generation + 1
     name = f"{record_name(generation).removesuffix('.json')}-{uuid_utils.uuid7()}.keys" if keys else ""
     checksum = ""
     if keys:
         with store.scratch() as scratch:
-            write_columns(scratch / "index.keys", len(files), column)
+            write_columns(scratch / "index.keys", len(files), merge.pieces)
             checksum = sum_columns(scratch / "index.keys")
             store.put_file(f"{folder}/{name}", scratch / "index.keys")
     record = IndexRecord(
@@ -248,24 +248,22 @@ def _renumber(
 class _Renumbered:
     """The columns of the best responses, with the places that they have after compaction."""
 
-    def __init__(self, best: Best, numbers: npt.NDArray[np.uint32], offsets: npt.NDArray[np.uint32]) -> None:
-        self._best = best
+    def __init__(self, merge: Merge, numbers: npt.NDArray[np.uint32], offsets: npt.NDArray[np.uint32]) -> None:
+        self._merge = merge
         self._numbers = numbers
         self._offsets = offsets
-        self._merge = plan_merge(best.base, best.fresh)
 
-    def column(self, name: str, dtype: npt.DTypeLike) -> Column:
-        """Return one column."""
+    def __len__(self) -> int:
+        return len(self._merge)
+
+    def pieces(self, name: str, dtype: npt.DTypeLike) -> Iterator[Column]:
+        """Yield one column, some responses at a time."""
         if name == "file":
-            return self._numbers[self._merged("file", np.uint32)].astype(dtype)
+            return (self._numbers[files].astype(dtype) for files in self._merge.pieces("file", np.uint32))
         if name == "row":
-            rows = self._merged("row", dtype)
-            rows += self._offsets[self._merged("file", np.uint32)]
-            return rows
-        return self._merged(name, dtype)
-
-    def _merged(self, name: str, dtype: npt.DTypeLike) -> Column:
-        return self._merge.column(getattr(self._best.base, name), getattr(self._best.fresh, name), dtype)
+            places = zip(self._merge.pieces("row", dtype), self._merge.pieces("file", np.uint32), strict=True)
+            return (rows + self._offsets[files] for rows, files in places)
+        return self._merge.pieces(name, dtype)
 
 
 def _remove_replaced(stored: StoredFiles, now: datetime, limits: Limits) -> None:

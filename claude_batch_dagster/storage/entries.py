@@ -4,6 +4,7 @@ Which response of a key counts: a usable one first, then a final one, then the l
 """
 
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import isqrt
 from typing import Any
@@ -18,6 +19,7 @@ from claude_batch_dagster.storage.responses import CODES, FINAL, OUTCOME_BITS
 STAMP_BITS = 52
 ROUND_BITS = 10
 FOUND_AT_ONCE = 1 << 17
+MERGED_AT_ONCE = 1 << 20
 GUESSED_FROM = 1 << 17
 SPARSE = 256
 """In at least so many entries, and so many for each key that is looked for, a place is guessed first."""
@@ -172,6 +174,8 @@ class Merge:
     """How new entries come between old ones; of a key that both have, the new one counts.
 
     Attributes:
+        old: Those that are there.
+        new: Those that come.
         added: Places of the new entries whose key is new.
         added_at: Where they come to stand.
         replacing: Places of the other new entries.
@@ -179,19 +183,37 @@ class Merge:
         kept: Of the merged entries, which come from the old ones or replace one.
     """
 
+    old: Entries
+    new: Entries
     added: Places
     added_at: Places
     replacing: Places
     replaced_at: Places
     kept: Mask
 
-    def column(self, old: Column, new: Column, dtype: npt.DTypeLike) -> Column:
-        """Return one column of the merged entries."""
-        merged = np.empty(len(self.kept), dtype)
-        merged[self.kept] = old
-        merged[self.added_at] = new[self.added]
-        merged[self.replaced_at] = new[self.replacing]
-        return merged
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def pieces(self, name: str, dtype: npt.DTypeLike) -> Iterator[Column]:
+        """Yield one column of the merged entries, some at a time: of the old ones no more is in memory."""
+        old, new = getattr(self.old, name), getattr(self.new, name)
+        taken = 0
+        for start in range(0, len(self), MERGED_AT_ONCE):
+            kept = self.kept[start : start + MERGED_AT_ONCE]
+            stop = taken + int(np.count_nonzero(kept))
+            piece = np.empty(len(kept), dtype)
+            piece[kept] = old[taken:stop]
+            for places, at in ((self.added, self.added_at), (self.replacing, self.replaced_at)):
+                some = slice(*np.searchsorted(at, (start, start + len(kept))))
+                piece[at[some] - start] = new[places[some]]
+            taken = stop
+            self.old.release()
+            yield piece
+
+    def entries(self) -> Entries:
+        """Return the merged entries, all in memory."""
+        columns = {field.name: getattr(self.new, field.name) for field in fields(Entries)}
+        return Entries(**{name: np.concatenate([new[:0], *self.pieces(name, new.dtype)]) for name, new in columns.items()})
 
 
 def plan_merge(old: Entries, new: Entries) -> Merge:
@@ -202,6 +224,8 @@ def plan_merge(old: Entries, new: Entries) -> Merge:
     kept = np.ones(len(old) + len(before), np.bool_)
     kept[added_at] = False
     return Merge(
+        old=old,
+        new=new,
         added=np.flatnonzero(~known),
         added_at=added_at,
         replacing=np.flatnonzero(known),

@@ -8,7 +8,7 @@
 import hashlib
 import logging
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -172,17 +172,18 @@ def open_columns(store: Store, folder: str, record: IndexRecord) -> Entries | No
     return entries
 
 
-def write_columns(file: Path, files: int, column: Callable[[str, npt.DTypeLike], Column]) -> None:
+def write_columns(file: Path, files: int, pieces: Callable[[str, npt.DTypeLike], Iterable[Column]]) -> None:
     """Write a local file of columns.
 
     Args:
         file: The file to make.
         files: How many files the index covers.
-        column: Returns the column of a name in a type; one at a time is in memory.
+        pieces: Yields the column of a name in a type, some entries at a time.
     """
     with file.open("wb") as out:
         for name, dtype in _dtypes(files):
-            column(name, dtype).tofile(out)
+            for piece in pieces(name, dtype):
+                piece.tofile(out)
 
 
 def map_columns(file: Path, keys: int, files: int) -> Entries:

@@ -53,6 +53,7 @@ def test_merged_entries_are_found_and_the_new_ones_count(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entries, "FOUND_AT_ONCE", at_once)
+        patch.setattr(entries, "MERGED_AT_ONCE", at_once)
         check_merge(old, new, probes)
 
 
@@ -65,12 +66,7 @@ def check_merge(
         **dict(zip(keys_of(second), second.row.tolist(), strict=True)),
     }
     merge = plan_merge(first, second)
-    merged = Entries(
-        **{
-            name: merge.column(getattr(first, name), getattr(second, name), getattr(first, name).dtype)
-            for name in Entries.__dataclass_fields__
-        }
-    )
+    merged = merge.entries()
     assert dict(zip(keys_of(merged), merged.row.tolist(), strict=True)) == expected
     assert keys_of(merged) == sorted(expected)
     found = merged.find(np.array(probes, np.uint64).reshape(-1, 2))

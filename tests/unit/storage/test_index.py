@@ -98,7 +98,7 @@ def test_columns_come_back_as_they_were_written(tmp_path: Path, files: int, byte
         "file": rng.integers(0, files, 999),
         "code": rng.integers(0, 256, 999, np.uint8),
     }
-    write_columns(tmp_path / "columns", files, lambda name, dtype: columns[name].astype(dtype))
+    write_columns(tmp_path / "columns", files, lambda name, dtype: [columns[name].astype(dtype)])
     assert (tmp_path / "columns").stat().st_size == bytes_a_key * 999
     entries = map_columns(tmp_path / "columns", 999, files)
     (tmp_path / "columns").unlink()
@@ -112,6 +112,6 @@ def test_columns_come_back_as_they_were_written(tmp_path: Path, files: int, byte
         sums = []
         for words in (one, other):
             columns["low"][:2] = words
-            write_columns(tmp_path / "columns", files, lambda name, dtype: columns[name].astype(dtype))
+            write_columns(tmp_path / "columns", files, lambda name, dtype: [columns[name].astype(dtype)])
             sums.append(sum_columns(tmp_path / "columns"))
         assert sums[0] != sums[1]
