@@ -29,8 +29,9 @@ HELD_BYTES = 64 << 20
 KEPT = pa.schema([SCHEMA.field(name) for name in (*SCHEMA.names[1:10], "cost_nano_usd")])
 """What is kept of a result; the rest is known of its request, or of its batch."""
 _WORDS = ("outcome", "stop_reason", "model")
-_NUMBERS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_nano_usd")
-_SAID = (*_WORDS, *_NUMBERS[:4])
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_NUMBERS = (*_TOKENS, "cost_nano_usd")
+_SAID = (*_WORDS, *_TOKENS)
 _TAKEN = ("size", "is_plain", "priced", *_WORDS, *_NUMBERS, "cache_write_1h_tokens")
 _KINDS: dict[str, type[np.generic]] = {
     **dict.fromkeys(("place", *_WORDS), np.int32),

@@ -5,6 +5,7 @@ the stream holds is counted, said, and never stored. Answers wait in a file: mem
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FETCHES = 3
+REPORT_EVERY_S = 1.0
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -125,12 +127,15 @@ class Collector:
         return arrived
 
     def _fetch(self, batch_id: str, expected: Requests, decoders: Sequence[Decoder], file: Path, report: Callable[[str], None]) -> Arrived:
-        size = 0
+        size, next_report_s = 0, 0.0
         with self.batches.stream_results(batch_id) as chunks, Arrivals(file, expected, decoders, self._prices) as arrivals:
             for chunk in chunks:
                 arrivals.add(chunk)
                 size += len(chunk)
-                report(f"Batch {batch_id} ended: {size:,} bytes of results read")
+                # A report waits for the worker's event loop, and that for the interpreter: of each chunk it would be the slowest part.
+                if time.monotonic() >= next_report_s:
+                    report(f"Batch {batch_id} ended: {size:,} bytes of results read")
+                    next_report_s = time.monotonic() + REPORT_EVERY_S
         return arrivals.arrange()
 
 

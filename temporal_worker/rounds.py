@@ -19,7 +19,7 @@ from claude_batch_dagster.core.shard import iter_lines, line_custom_id, line_max
 from claude_batch_dagster.core.submission import Accepted, Closed, Record
 from claude_batch_dagster.core.vision import count_prompt_bytes
 from claude_batch_dagster.storage.answers import Answers
-from claude_batch_dagster.storage.keys import Keys, pack_keys
+from claude_batch_dagster.storage.keys import Keys, KeySet, pack_keys
 from claude_batch_dagster.storage.plans import (
     batch_ids,
     last_round,
@@ -240,12 +240,17 @@ def _read_tasks(
 
 
 def _read_repeatable(root: OpenRoot, batch: BatchInput, shard: ShardRef, last: Sequence[Answers]) -> Iterator[bytes]:
-    """Yield a shard's requests that ended in a way after which some are asked again. Where none did, the body is not read."""
+    """Yield a shard's requests that ended in a way after which some are asked again. Where none did, nothing of the shard is read."""
+    wanted = [answers.repeatable() for answers in last]
+    if not any(map(len, wanted)):
+        return
     requests = read_requests(root, batch)
     chosen = np.zeros(len(requests), np.bool_)
-    for number, answers in enumerate(last):
-        ours = requests.tasks == number
-        chosen[ours] = answers.repeatable(requests.keys[ours])
+    for number, keys in enumerate(wanted):
+        held = KeySet(len(keys))
+        held.add(keys)
+        ours = np.flatnonzero(requests.tasks == number)
+        chosen[ours] = held.contains(requests.keys[ours])
     if not chosen.any():
         return
     # The places are those of the owned keys, which are a file of their own.

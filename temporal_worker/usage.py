@@ -45,26 +45,19 @@ def sum_cost(usage: Sequence[ModelUsage]) -> int | None:
 
 
 def _sum_table(table: pa.Table) -> list[ModelUsage]:
-    table = table.filter(pc.is_valid(table["model"]))
     prompt = pc.add(pc.add(table["input_tokens"], table["cache_read_tokens"]), table["cache_write_tokens"])
-    table = table.append_column("over_100k", pc.greater(prompt, LONG_PROMPT_TOKENS))
-    table = table.append_column("unpriced", pc.cast(pc.is_null(table["cost_nano_usd"]), pa.int64()))
-    sums = table.group_by(["model", "over_100k"]).aggregate(
-        [("model", "count"), ("unpriced", "sum"), ("cost_nano_usd", "sum"), *((name, "sum") for name in TOKEN_COLUMNS)]
-    )
-    return [
-        ModelUsage(
-            model=row["model"],
-            over_100k=row["over_100k"],
-            requests=row["model_count"],
-            cost_nano_usd=None if row["unpriced_sum"] else row["cost_nano_usd_sum"],
-            input_tokens=row["input_tokens_sum"],
-            output_tokens=row["output_tokens_sum"],
-            cache_read_tokens=row["cache_read_tokens_sum"],
-            cache_write_tokens=row["cache_write_tokens_sum"],
-        )
-        for row in sums.to_pylist()
-    ]
+    is_long = pc.fill_null(pc.greater(prompt, LONG_PROMPT_TOKENS), False)
+    parts = []
+    # There are few models; and pyarrow's group_by imports pandas.
+    for model in pc.unique(table["model"].drop_null()).to_pylist():
+        for over_100k in (False, True):
+            mine = table.filter(pc.and_(pc.equal(table["model"], model), pc.equal(is_long, over_100k)))
+            if mine.num_rows:
+                tokens = {name: pc.sum(mine[name]).as_py() for name in TOKEN_COLUMNS}
+                cost = mine["cost_nano_usd"]
+                cost_nano_usd = None if cost.null_count else pc.sum(cost).as_py()
+                parts.append(ModelUsage(model=model, over_100k=over_100k, requests=mine.num_rows, cost_nano_usd=cost_nano_usd, **tokens))
+    return parts
 
 
 def _add(left: ModelUsage, right: ModelUsage) -> ModelUsage:

@@ -311,8 +311,9 @@ def _partitions_of(context: dg.AssetExecutionContext, *, collects: bool) -> tupl
             return None
         keys = [key.to_user_string() for key in sorted(context.selected_asset_keys)]
         raise UsageError(
-            f"The run has no partition, and {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} partitioned: it would ask about all "
-            "partitions at once. Nothing was sent. Choose a partition or a range of them; in a schedule use dg.build_schedule_from_partitioned_job, in a sensor RunRequest(partition_key=...)."
+            f"The run has no partition, and {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} partitioned: it would ask about all partitions "
+            "at once. Nothing was sent. Choose a partition or a range of them; in a schedule use dg.build_schedule_from_partitioned_job, "
+            "in a sensor RunRequest(partition_key=...)."
         )
     return tuple(context.partition_keys)
 

@@ -92,11 +92,12 @@ class Answers:
         """Tell which keys have this outcome as their best response's."""
         return self._match(keys, lambda codes: (codes & OUTCOME_BITS) == CODES[outcome])
 
-    def repeatable(self, keys: Keys) -> Mask:
-        """Tell which keys have a response after which a run may ask them again; all that it does ask again are among them."""
-        return self._match(
-            keys, lambda codes: np.isin(codes & OUTCOME_BITS, _REPEATED_CODES) | (codes & (OUTCOME_BITS | FINAL) == _FAILED_CODE)
-        )
+    def repeatable(self) -> Keys:
+        """Return the keys whose response is one after which a run may ask them again; all that it does ask again are among them."""
+        base, fresh = _is_repeatable(self._base.code), _is_repeatable(self._fresh.code)
+        base[self._fresh_at[self._fresh_at >= 0]] = False
+        found = [(entries.high[chosen], entries.low[chosen]) for entries, chosen in ((self._base, base), (self._fresh, fresh))]
+        return np.stack([np.concatenate(halves) for halves in zip(*found, strict=True)], axis=1)
 
     def raised_caps(self, keys: Keys) -> dict[int, int]:
         """Return the `max_tokens` of the round that a cut answer's run granted and did not open, by the place of its key among these."""
@@ -186,3 +187,7 @@ class Answers:
 
 def _is_final(codes: npt.NDArray[np.uint8]) -> Mask:
     return np.asarray((codes & (FINAL | RETRYABLE)) == FINAL, np.bool_)
+
+
+def _is_repeatable(codes: npt.NDArray[np.uint8]) -> Mask:
+    return np.asarray(np.isin(codes & OUTCOME_BITS, _REPEATED_CODES) | (codes & (OUTCOME_BITS | FINAL) == _FAILED_CODE), np.bool_)

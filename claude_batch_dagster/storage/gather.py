@@ -25,7 +25,7 @@ BUCKET_BYTES = 32 << 20
 BYTES_PER_TOKEN = 4
 BUCKET_BITS = 5
 WINDOW_BUCKETS = 1 << BUCKET_BITS
-"""So many buckets at once, some 40 bytes of memory a row; their scratch files hold the answers."""
+"""So many buckets at once, some 40 bytes of memory a row."""
 FIND_ROWS = 262_144
 WAITING_BYTES = 16 << 20
 """Of answers that wait in memory for their bucket."""
@@ -216,9 +216,10 @@ class _Waiting:
         for bucket, length in zip(buckets, lengths, strict=True):
             part = table.slice(start, length)
             start += length
-            if self._held_bytes + part.nbytes <= WAITING_BYTES:
+            size = part.nbytes
+            if self._held_bytes + size <= WAITING_BYTES:
                 self._held.setdefault(bucket, []).append(part)
-                self._held_bytes += part.nbytes
+                self._held_bytes += size
             else:
                 self._write(bucket, part)
 
@@ -227,8 +228,7 @@ class _Waiting:
         tables = self._held.pop(bucket, [])
         self._held_bytes -= sum(table.nbytes for table in tables)
         if bucket in self._files:
-            self._writers.pop(bucket).close()
-            self._files.pop(bucket).close()
+            self._finish(bucket)
             with pa.OSFile(str(self._path(bucket))) as source, pa.ipc.open_stream(source) as stream:
                 tables.append(stream.read_all())
             self._path(bucket).unlink()
@@ -237,8 +237,7 @@ class _Waiting:
     def close(self) -> None:
         """Forget what nobody came for."""
         for bucket in list(self._files):
-            self._writers.pop(bucket).close()
-            self._files.pop(bucket).close()
+            self._finish(bucket)
             self._path(bucket).unlink()
 
     def _write(self, bucket: int, table: pa.Table) -> None:
@@ -246,6 +245,10 @@ class _Waiting:
             self._files[bucket] = pa.OSFile(str(self._path(bucket)), "wb")
             self._writers[bucket] = pa.ipc.new_stream(self._files[bucket], _SPILLED)
         self._writers[bucket].write_table(table)
+
+    def _finish(self, bucket: int) -> None:
+        self._writers.pop(bucket).close()
+        self._files.pop(bucket).close()
 
     def _path(self, bucket: int) -> Path:
         return self._scratch / f"bucket-{bucket}.arrow"

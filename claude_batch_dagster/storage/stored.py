@@ -99,7 +99,8 @@ class Piece:
 
     def read(self, store: Store, columns: list[str]) -> pa.Table:
         """Read some columns of the rows."""
-        return pq.read_table(store.open(self.path), columns=columns, partitioning=None).slice(self.start, self.rows)
+        with pq.ParquetFile(store.open(self.path)) as file:
+            return file.read(columns).slice(self.start, self.rows)
 
 
 def read_stored_files(store: Store, endpoint: str, task_key: str, *, lost_too: bool = False) -> StoredFiles:
