@@ -43,7 +43,7 @@ class ModelStore(Store):
         found: bytes | None = ask("get", path)
         return found
 
-    def stream(self, path: str, chunk_bytes: int = 0) -> Iterator[bytes]:
+    def stream(self, path: str, chunk_bytes: int = 0, *, forget: bool = False) -> Iterator[bytes]:
         """Yield an object's content."""
         yield self._read(path)
 
