@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from claude_batch_dagster.core.records import ModelUsage
 from claude_batch_dagster.core.response import LONG_PROMPT_TOKENS
+from claude_batch_dagster.storage.arrays import to_numpy
 from claude_batch_dagster.storage.store import Store
 from claude_batch_dagster.storage.stored import read_batches
 from claude_batch_dagster.storage.tries import list_tried
@@ -45,18 +45,19 @@ def sum_cost(usage: Sequence[ModelUsage]) -> int | None:
 
 
 def _sum_table(table: pa.Table) -> list[ModelUsage]:
-    prompt = pc.add(pc.add(table["input_tokens"], table["cache_read_tokens"]), table["cache_write_tokens"])
-    is_long = pc.fill_null(pc.greater(prompt, LONG_PROMPT_TOKENS), False)
+    # Not by pyarrow: its group_by imports pandas, and so does a plain value beside a column.
+    models = table["model"].combine_chunks().dictionary_encode()
+    codes, costs, priced = to_numpy(models.indices, -1), to_numpy(table["cost_nano_usd"]), to_numpy(table["cost_nano_usd"].is_valid())
+    tokens = {name: to_numpy(table[name]) for name in TOKEN_COLUMNS}
+    is_long = tokens["input_tokens"] + tokens["cache_read_tokens"] + tokens["cache_write_tokens"] > LONG_PROMPT_TOKENS
     parts = []
-    # There are few models; and pyarrow's group_by imports pandas.
-    for model in pc.unique(table["model"].drop_null()).to_pylist():
+    for code, model in enumerate(models.dictionary.to_pylist()):
         for over_100k in (False, True):
-            mine = table.filter(pc.and_(pc.equal(table["model"], model), pc.equal(is_long, over_100k)))
-            if mine.num_rows:
-                tokens = {name: pc.sum(mine[name]).as_py() for name in TOKEN_COLUMNS}
-                cost = mine["cost_nano_usd"]
-                cost_nano_usd = None if cost.null_count else pc.sum(cost).as_py()
-                parts.append(ModelUsage(model=model, over_100k=over_100k, requests=mine.num_rows, cost_nano_usd=cost_nano_usd, **tokens))
+            mine = (codes == code) & (is_long == over_100k)
+            if mine.any():
+                sums = {name: int(numbers[mine].sum()) for name, numbers in tokens.items()}
+                cost = int(costs[mine].sum()) if priced[mine].all() else None
+                parts.append(ModelUsage(model=model, over_100k=over_100k, requests=int(mine.sum()), cost_nano_usd=cost, **sums))
     return parts
 
 

@@ -51,7 +51,7 @@ class Answers:
         loaded = load_best(stored, batch_ids=None if batch_ids is None else frozenset(batch_ids))
         self._stored = stored
         self._base, self._fresh, self._fresh_at = loaded.base, loaded.fresh, loaded.fresh_at
-        self._count = len(loaded.base) + int((loaded.fresh_at < 0).sum())
+        self._count = len(loaded)
         self._answered = sum(sums.answered for sums in loaded.sums.values())
         self._output_tokens = sum(sums.output_tokens for sums in loaded.sums.values())
         self._reader = ResponseReader(store, [file.path for file in stored.files])

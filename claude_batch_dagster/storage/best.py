@@ -50,6 +50,10 @@ class Best:
     fresh_at: Places
     sums: dict[int, FileSums]
 
+    def __len__(self) -> int:
+        """Return how many keys have a response."""
+        return len(self.base) + int((self.fresh_at < 0).sum())
+
 
 def load_best(stored: StoredFiles, batch_ids: frozenset[str] | None = None, *, use_index: bool = True) -> Best:
     """Find the best response of every key.

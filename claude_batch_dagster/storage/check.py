@@ -40,15 +40,11 @@ def check_index(store: Store, endpoint: str, task_key: str) -> IndexCheck | None
     truth = load_best(stored, use_index=False)
     record = stored.record
     index = open_columns(store, index_folder(endpoint, task_key), record) if record is not None else None
-    keys, rows = _count_keys(truth), sum(sums.rows for sums in truth.sums.values())
+    keys, rows = len(truth), sum(sums.rows for sums in truth.sums.values())
     wrong = keys if index is None else _count_wrong(load_best(stored), truth)
     if wrong or index is None:
         write_index(stored, truth, now=datetime.now(UTC), limits=LIMITS)
     return IndexCheck(keys=keys, rows=rows, wrong=wrong)
-
-
-def _count_keys(best: Best) -> int:
-    return len(best.base) + int((best.fresh_at < 0).sum())
 
 
 def _count_wrong(told: Best, truth: Best) -> int:

@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.stack import REPOSITORY, Bench, RunningSimulator
+import pytest
+
+from tests.stack import REPOSITORY, Bench, RunningSimulator, texts
 
 StartSimulator = Callable[..., RunningSimulator]
 
@@ -19,6 +22,19 @@ def test_it_says_where_it_works_and_ends_on_a_signal(bench: Bench, start_simulat
     worker.popen.send_signal(signal.SIGTERM)
     assert worker.popen.wait(20) == 0
     assert "sk-ant-secret" not in worker.output
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells which libraries another process holds")
+def test_it_carries_a_run_out_without_pandas(bench: Bench, start_simulator: StartSimulator) -> None:
+    """Its import would be half a second of every worker's first run, and 50 MB. A request is asked again, so that all paths are taken."""
+    # A setting of the interpreter's has it started afresh: the forks of our tests have imported everything.
+    worker = bench.start_worker(start_simulator("errored-api=2"), PYTHONHASHSEED="1")
+    report = bench.finish(bench.stage(texts(4)))
+    assert (report.counts.by_outcome, report.batches) == ({"succeeded": 4}, 2)
+
+    libraries = {Path(line.split()[-1]).parts for line in Path(f"/proc/{worker.popen.pid}/maps").read_text().splitlines()}
+    assert any("pyarrow" in parts for parts in libraries)
+    assert not any("pandas" in parts for parts in libraries)
 
 
 def test_it_ends_with_its_parent_where_asked(bench: Bench, start_simulator: StartSimulator) -> None:

@@ -69,3 +69,19 @@ def test_the_first_record_of_a_try_counts(tmp_path: Path) -> None:
     tried(store, "r1", cost_nano_usd=1)
     tried(store, "r1", cost_nano_usd=2)
     assert sum_cost(read_usage(store, "simulator", ["t"], [], run_id="r1")) == 1
+
+
+def test_models_and_long_prompts_are_summed_apart_and_one_answer_without_a_price_leaves_its_sum_without(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    answer(store, "b1", cost_nano_usd=100)
+    answer(store, "b2", cost_nano_usd=5, input_tokens=90_000, cache_read_tokens=10_000, cache_write_5m_tokens=1)
+    answer(store, "b3", cost_nano_usd=7, input_tokens=90_000, cache_read_tokens=10_000)
+    answer(store, "b4", cost_nano_usd=None, model="another")
+    answer(store, "b5", cost_nano_usd=3, model="another")
+    answer(store, "b6", outcome="expired", model=None)
+    found = read_usage(store, "simulator", ["t"], [f"b{number}" for number in range(1, 7)])
+    assert [(line.model, line.over_100k, line.requests, line.input_tokens, line.cost_nano_usd) for line in found] == [
+        ("another", False, 2, 20, None),
+        (MODEL, False, 2, 90_010, 107),
+        (MODEL, True, 1, 90_000, 5),
+    ]
