@@ -132,17 +132,21 @@ def read_result_line(line: bytes) -> ResultLine:
         raise ValueError("a line without custom_id and result") from None
 
 
-def read_result_lines(content: bytes, start: int = 0, end: int | None = None) -> list[ReadLine | ResultLine | None]:
+def read_result_lines(
+    content: bytes, start: int = 0, end: int | None = None, *, breaks: int | None = None
+) -> list[ReadLine | ResultLine | None]:
     """Return the lines of some whole lines, blank ones left out; None for a line that is no result of any request.
 
     A line whose result is unusual comes undecoded, and costs the others nothing.
 
     Args:
         content: Read from `start` to `end`.
+        breaks: Line breaks there, None to have them counted.
     """
     try:
         lines = _decode_lines(memoryview(content)[start:end])
-        if len(lines) == content.count(b"\n", start, end) + (not content.endswith(b"\n", start, end)):
+        breaks = content.count(b"\n", start, end) if breaks is None else breaks
+        if len(lines) == breaks + (not content.endswith(b"\n", start, end)):
             return cast("list[ReadLine | ResultLine | None]", lines)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
