@@ -119,10 +119,9 @@ def write_index(stored: StoredFiles, best: Best, *, now: datetime, limits: Limit
     name = f"{record_name(generation).removesuffix('.json')}-{uuid_utils.uuid7()}.keys" if keys else ""
     checksum = ""
     if keys:
-        with store.scratch() as scratch:
-            write_columns(scratch / "index.keys", len(files), merge.pieces)
-            checksum = sum_columns(scratch / "index.keys")
-            store.put_file(f"{folder}/{name}", scratch / "index.keys")
+        with store.putting(f"{folder}/{name}") as file:
+            write_columns(file, len(files), merge.pieces)
+            checksum = sum_columns(file)
     record = IndexRecord(
         generation=generation,
         written_at=now,

@@ -73,7 +73,7 @@ class OutputWriter:
         schema: Of the output.
         key_columns: Of its rows.
         own_batch_ids: Batches that this invocation paid for.
-        file: The local file to write.
+        file: The local file to write; it is gone once this is closed.
         facts: What stands in the file's key-value metadata, together with `rows` by status.
     """
 
@@ -141,6 +141,7 @@ class OutputWriter:
         self._compressor.shutdown()
         with suppress(OSError, pa.ArrowException):
             self._writer.close()
+        self._file.unlink(missing_ok=True)
 
     def _write(self, table: pa.Table) -> None:
         """Compress and write a bucket beside the making of the next one: neither needs the interpreter."""

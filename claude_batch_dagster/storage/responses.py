@@ -125,10 +125,8 @@ def write_response_batches(store: Store, *, endpoint: str, task_key: str, batch_
         batch_id: Who answered; the rows' `batch_id` is the same.
         batches: In SCHEMA, of any length; one at a time and a row group are in memory.
     """
-    with store.scratch() as scratch:
-        file = scratch / "responses.parquet"
+    with store.putting(responses_path(endpoint, task_key, batch_id)) as file:
         write_response_file(file, batches)
-        store.put_file(responses_path(endpoint, task_key, batch_id), file)
 
 
 def write_responses(

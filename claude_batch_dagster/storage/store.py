@@ -106,6 +106,18 @@ class Store:
             else:
                 obstore.put(self._store(), path, file)
 
+    @contextmanager
+    def putting(self, path: str) -> Iterator[Path]:
+        """Give where a local file is made that becomes an object in the end, in a local store without a copy; nothing of it stays on failure."""
+        with self.scratch() as scratch:
+            file = self.draft(path, scratch)
+            try:
+                with self.drafting(path):
+                    yield file
+                self.put_file(path, file)
+            finally:
+                file.unlink(missing_ok=True)
+
     def draft(self, path: str, scratch: Path) -> Path:
         """Return where a large file is made that becomes an object of this folder: beside its place, so that it need not be copied.
 

@@ -164,29 +164,32 @@ class _Publisher:
         carried = carried_columns(target.columns, self.job.source.key_columns, source_schema, self.job.source.partition_column)
         schema = output_schema(target.task, carried, source_schema)
         rows = SourceRows(store=Store(self.job.root), source=source, parts=parts, task=target.task)
-        output = Store(target.output, refusal=OutputError)
+        output, path = Store(target.output, refusal=OutputError), output_path(self.job.source.partition_column, partition)
         with output.scratch() as scratch:
-            writer = OutputWriter(
-                task=target.task,
-                schema=schema,
-                key_columns=self.job.source.key_columns,
-                own_batch_ids=self.own_batch_ids,
-                file=scratch / "part-0.parquet",
-                facts={
-                    "task_key": target.task.task_key,
-                    "task": target.task.name,
-                    "run": self.run,
-                    "endpoint": self.job.endpoint,
-                    "source": source.uri_of(partition),
-                    "key": list(self.job.source.key_columns),
-                    "limit": self.limit,
-                },
-            )
+            with output.drafting(path):
+                writer = OutputWriter(
+                    task=target.task,
+                    schema=schema,
+                    key_columns=self.job.source.key_columns,
+                    own_batch_ids=self.own_batch_ids,
+                    file=output.draft(path, scratch),
+                    facts={
+                        "task_key": target.task.task_key,
+                        "task": target.task.name,
+                        "run": self.run,
+                        "endpoint": self.job.endpoint,
+                        "source": source.uri_of(partition),
+                        "key": list(self.job.source.key_columns),
+                        "limit": self.limit,
+                    },
+                )
             with closing(writer):
                 columns = rows.iter_columns([schema.field(name) for name in carried], bucket_rows(answers))
                 for (keyed, gathered), carried_rows in zip(_gather(answers, rows, scratch), columns, strict=True):
-                    writer.append(carried_rows, keyed.keys, keyed.reasons, gathered)
-                written = writer.finish(output, output_path(self.job.source.partition_column, partition))
+                    with output.drafting(path):
+                        writer.append(carried_rows, keyed.keys, keyed.reasons, gathered)
+                with output.drafting(path):
+                    written = writer.finish(output, path)
         expected = sum(part.rows for part in parts)
         if sum(written.rows.values()) != expected:
             raise OutputError(

@@ -189,3 +189,31 @@ def test_paths_are_made_absolute_and_addresses_stay(tmp_path: Path, monkeypatch:
     assert absolute_uri("file:///a/b") == "/a/b"
     assert absolute_uri("s3://lake/x/") == "s3://lake/x"
     assert join_uri("s3://lake/x/", "simulated") == "s3://lake/x/simulated"
+
+
+def test_a_file_that_is_made_becomes_an_object_once_it_is_whole_and_is_not_copied_where_the_store_is_local(store: Store) -> None:
+    with store.putting("responses/a.parquet") as file:
+        file.write_bytes(b"whole")
+        made = file.stat().st_ino
+        assert store.list("") == []
+    assert store.get("responses/a.parquet") == b"whole"
+    assert not file.exists()
+    if store.folder is not None:
+        assert (store.folder / "responses/a.parquet").stat().st_ino == made
+
+
+def test_of_a_file_that_cannot_be_made_nothing_stays(store: Store) -> None:
+    def make(error: Exception) -> None:
+        with store.putting("responses/a.parquet") as file:
+            file.write_bytes(b"half")
+            raise error
+
+    store.put("responses/a.parquet", b"before")
+    where = "responses/a.parquet" if store.folder is not None else "Temporary files"
+    with pytest.raises(RootError, match=f"{where} cannot be written.*no space is left"):
+        make(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(ValueError, match="odd"):
+        make(ValueError("odd"))
+    assert store.get("responses/a.parquet") == b"before"
+    if store.folder is not None:
+        assert [path.name for path in (store.folder / "responses").iterdir()] == ["a.parquet"]
