@@ -50,8 +50,8 @@ SCHEMA = pa.schema(
 _WRITING: dict[str, Any] = {
     # Keys are random and answers differ: neither a dictionary of them nor packed keys are worth their time.
     "use_dictionary": [name for name in SCHEMA.names if name not in ("request_key", "answer")],
-    "compression": {name: "none" if name == "request_key" else "zstd" for name in SCHEMA.names},
-    "compression_level": {name: 1 for name in SCHEMA.names if name != "request_key"},
+    # Quickly written, and read at twice the speed of zstd, for a third more bytes; of the other columns little is left to be packed.
+    "compression": {name: "lz4" if name in ("answer", "error") else "none" for name in SCHEMA.names},
     # Nobody looks for a row group by these.
     "write_statistics": [name for name in SCHEMA.names if name not in ("request_key", "answer")],
     "write_batch_size": ROW_GROUP_ROWS,
