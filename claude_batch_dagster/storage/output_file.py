@@ -141,7 +141,8 @@ class OutputWriter:
         self._compressor.shutdown()
         with suppress(OSError, pa.ArrowException):
             self._writer.close()
-        self._file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.unlink()
 
     def _write(self, table: pa.Table) -> None:
         """Compress and write a bucket beside the making of the next one: neither needs the interpreter."""

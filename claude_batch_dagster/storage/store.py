@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -116,7 +116,8 @@ class Store:
                     yield file
                 self.put_file(path, file)
             finally:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
 
     def draft(self, path: str, scratch: Path) -> Path:
         """Return where a large file is made that becomes an object of this folder: beside its place, so that it need not be copied.
