@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import jsonschema_rs
 import msgspec
 
+from claude_batch_dagster.core.answer_type import answer_type
 from claude_batch_dagster.core.outcome import Outcome
 from claude_batch_dagster.core.result import Canceled, Errored, Expired, Message, ReadLine, Result, Succeeded, join_text
 
@@ -175,6 +176,9 @@ class Decoder:
     def __init__(self, document: Mapping[str, object], price_usage: PriceUsage) -> None:
         self._schema = cast("dict[str, object] | None", document.get("schema")) or {}
         self._validator = jsonschema_rs.validator_for(self._schema, offline=True) if self._schema else None
+        kind = answer_type(self._schema) if self._schema else None
+        self._is_typed = kind is not None
+        self._texts = _Texts(Any if kind is None else kind)
         self._max_tokens = cast(int, document.get("max_tokens", 0))
         self.price_usage = price_usage
 
@@ -189,8 +193,8 @@ class Decoder:
             rows, messages, texts = _pick(rows, good), _pick(messages, good), _pick(texts, good)
             encoded = [text.encode() for text in texts]
             return Answers(rows, messages, b"\n".join([*encoded, b""]), list(map(len, encoded)))
-        is_valid, values = self._validator.is_valid, _load_texts(texts)
-        good = [value is not _NO_JSON and is_valid(value) for value in values]
+        is_valid, values = self._validator.is_valid, self._texts.load_all(texts)
+        good = [value is not _NO_JSON and (self._is_typed or is_valid(value)) for value in values]
         try:
             return Answers(_pick(rows, good), _pick(messages, good), _encode_lines(_pick(values, good)))
         except RecursionError:
@@ -273,6 +277,9 @@ class Decoder:
         return self._judge_structured(text, self._validator)
 
     def _judge_structured(self, text: str, validator: jsonschema_rs.Validator) -> "_Verdict":
+        if self._is_typed and (typed := self._texts.load(text)) is not _NO_JSON:
+            # As `read_answers` spells it, whichever of them reads a line.
+            return _Verdict(Outcome.SUCCEEDED, answer=msgspec.json.encode(typed).decode())
         try:
             value = _load(text.encode("utf-8", "replace"))
         except (ValueError, RecursionError):
@@ -285,6 +292,33 @@ class Decoder:
                 rule = "/".join(("", *(str(step) for step in broken.schema_path)))
                 return _Verdict(Outcome.INVALID, error=f"schema_violation: {place or '/'} breaks the rule {rule}")
         return _Verdict(Outcome.SUCCEEDED, answer=msgspec.json.encode(value).decode())
+
+
+class _Texts:
+    """Loads JSON documents of a type."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decode: Callable[[str], object] = msgspec.json.Decoder(kind).decode
+        self._decode_ones: Callable[[bytes], list[tuple[object, ...]]] = msgspec.json.Decoder(tuple[kind]).decode_lines
+
+    def load_all(self, texts: list[str]) -> list[object]:
+        """Return the values of some documents, _NO_JSON for what is none."""
+        try:
+            # Behind a closed bracket an opening one can only begin a document: no text reaches into its neighbour's, and as many
+            # documents as texts are one each.
+            ones = self._decode_ones(("[" + "]\n[".join(texts) + "]").encode())
+            if len(ones) == len(texts):
+                return list(chain.from_iterable(ones))
+        except (msgspec.DecodeError, RecursionError):
+            pass
+        return list(map(self.load, texts))
+
+    def load(self, text: str) -> object:
+        """Return the value of a document, _NO_JSON where it is none, or another type's."""
+        try:
+            return self._decode(text)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            return _NO_JSON
 
 
 class _LooseLine(msgspec.Struct, frozen=True):
@@ -305,8 +339,6 @@ class _Verdict:
 
 _decode_lines: Callable[[memoryview], list[ReadLine]] = msgspec.json.Decoder(ReadLine).decode_lines
 _decode_whole_line: Callable[[bytes], ReadLine] = msgspec.json.Decoder(ReadLine).decode
-_decode_json: Callable[[str], object] = msgspec.json.Decoder().decode
-_decode_ones: Callable[[bytes], list[tuple[object, ...]]] = msgspec.json.Decoder(tuple[object]).decode_lines
 _encode_lines: Callable[[Sequence[object]], bytes] = msgspec.json.Encoder().encode_lines
 _NO_JSON = object()
 _decode_line: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
@@ -343,26 +375,6 @@ def _read(content: bytes | msgspec.Raw, kind: type[T]) -> T:
 
 def _pick(items: list[T], good: list[bool]) -> list[T]:
     return items if all(good) else list(compress(items, good))
-
-
-def _load_texts(texts: list[str]) -> list[object]:
-    """Return the values of some JSON documents, _NO_JSON for what is none."""
-    try:
-        # Behind a closed bracket an opening one can only begin a document: no text reaches into its neighbour's, and as many documents
-        # as texts are one each.
-        ones = _decode_ones(("[" + "]\n[".join(texts) + "]").encode())
-        if len(ones) == len(texts):
-            return list(chain.from_iterable(ones))
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    return list(map(_load_text, texts))
-
-
-def _load_text(text: str) -> object:
-    try:
-        return _decode_json(text)
-    except (msgspec.DecodeError, RecursionError):
-        return _NO_JSON
 
 
 def _load(content: bytes) -> object:
